@@ -1,0 +1,243 @@
+"""What floor 3 refuses, besides what the registry does."""
+
+from models.errors import Refusal
+
+
+class BadRequest(Refusal):
+    """A request body, query or header that cannot be read as asked."""
+
+    def __init__(self, problem: str, *, remedy: str, param: str | None = None) -> None:
+        super().__init__(problem, remedy=remedy, param=param)
+
+
+class UnknownKey(Refusal):
+    """A key that no request of this kind has: a typo must never mean "silently unedited"."""
+
+    def __init__(self, path: str, known: str) -> None:
+        super().__init__(f"There is no key {path!r} here.", remedy=f"Keys are: {known}.", param=path)
+
+
+class LiteralExtraBody(Refusal):
+    """`extra_body` reached the wire: it is an argument of the SDK, not a key of the API."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "`extra_body` is an argument of the OpenAI SDK; over the wire it would change nothing.",
+            remedy="Write its contents (edits, seed, steps, ...) as top-level keys.",
+            param="extra_body",
+        )
+
+
+class NotOffered(Refusal):
+    """A key of OpenAI's API that hosted models cannot honour."""
+
+    def __init__(self, param: str, reason: str) -> None:
+        super().__init__(f"{param!r} is not offered: {reason}", remedy="Leave it out.", param=param)
+
+
+class TooMuch(Refusal):
+    """A number above the limit that the operator set."""
+
+    def __init__(self, param: str, asked: float, limit: float) -> None:
+        super().__init__(
+            f"{param} is {asked:g}; this service allows {limit:g}.",
+            remedy=f"Ask for {limit:g} or less; the operator sets limits in the configuration.",
+            param=param,
+        )
+
+
+class BodyTooLarge(Refusal):
+    """A body longer than the operator allows; it was not read."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"The body is longer than {limit} bytes.",
+            remedy="Send less; the operator sets limits.body_bytes.",
+        )
+
+
+class NotFound(Refusal):
+    """No such path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"There is nothing at {path}.", remedy="GET /openapi.json lists all paths.")
+
+
+class MethodNotAllowed(Refusal):
+    """The path exists, the verb does not."""
+
+    def __init__(self, method: str, path: str) -> None:
+        super().__init__(
+            f"{path} does not take {method}.", remedy="GET /openapi.json lists what it takes."
+        )
+
+
+class UnknownModel(Refusal):
+    """No hosted model and no variant has this name."""
+
+    def __init__(self, name: str, known: str) -> None:
+        super().__init__(
+            f"There is no model {name!r}.", remedy=f"GET /v1/models lists: {known}.", param="model"
+        )
+
+
+class WrongModel(Refusal):
+    """An edit made for one model is asked for on another."""
+
+    def __init__(self, edit: str, made_for: str, model: str) -> None:
+        super().__init__(
+            f"{edit} was made for {made_for}, not for {model}.",
+            remedy=f"Use model={made_for!r}, or register the fact for {model}.",
+            param="edits",
+        )
+
+
+class EditTwice(Refusal):
+    """One edit named twice in one request, perhaps under two names."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(
+            f"{first} and {second} are the same version.",
+            remedy="Name it once and set its strength.",
+            param="edits",
+        )
+
+
+class UnknownMethod(Refusal):
+    """No editor of this kind is installed."""
+
+    def __init__(self, method: str, known: str) -> None:
+        super().__init__(
+            f"There is no method {method!r}.", remedy=f"Use one of: {known}.", param="method"
+        )
+
+
+class KeyNeeded(Refusal):
+    """The service is run with API keys and the request brings none that is valid."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            problem,
+            remedy="Send `Authorization: Bearer sk_...`; an operator makes keys with "
+            "`tiller keys create`.",
+        )
+
+
+class ScopeMissing(Refusal):
+    """The key is valid and may not do this."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(
+            f"The API key lacks the scope {scope!r}.",
+            remedy=f"Use a key with the scope {scope!r}.",
+        )
+
+
+class QuotaUsed(Refusal):
+    """The key has used what it may use in this minute."""
+
+    def __init__(self, what: str, limit: int, retry_after: float) -> None:
+        super().__init__(
+            f"The key may use {limit} {what} a minute.",
+            remedy=f"Try again in {retry_after:.0f} seconds.",
+        )
+        self.what, self.limit, self.retry_after = what, limit, retry_after
+
+
+class StrangeHost(Refusal):
+    """A keyless service was addressed by a name that is not its own (DNS rebinding)."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"This service runs without keys and does not answer to the name {host!r}.",
+            remedy="Call it as 127.0.0.1 or localhost, or add the name to server.allowed_hosts.",
+        )
+
+
+class OpenDoor(Refusal):
+    """Listening beyond loopback without keys: the service does not start."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"Listening on {host} without API keys would open the service to everybody.",
+            remedy="Make a key first (`tiller keys create --name me`), or listen on 127.0.0.1.",
+        )
+
+
+class BadSettings(Refusal):
+    """A configuration that cannot be used; the service does not start."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(
+            f"{where}: {problem}", remedy="docs/settings.md lists every setting and its default."
+        )
+
+
+class NotReady(Refusal):
+    """The model is still being loaded."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} is still being loaded.", remedy="Try again in a few seconds.")
+        self.retry_after = 2.0
+
+
+class ShuttingDown(Refusal):
+    """The service no longer admits work; what is under way is finished."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The service is shutting down.", remedy="Try again in a moment, elsewhere if you can."
+        )
+        self.retry_after = 5.0
+
+
+class HostLost(Refusal):
+    """The process that runs the model died or does not answer."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The process that hosts {model} was lost; it is being restarted.",
+            remedy="Try again in a few seconds.",
+        )
+        self.retry_after = 3.0
+
+
+class PictureGone(Refusal):
+    """A picture's address that has expired or never was."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The picture is no longer here.", remedy="Draw it again; the same seed draws the same."
+        )
+
+
+class MoreThanOnePicture(Refusal):
+    """`Accept: image/png` can carry one picture only."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(
+            f"`Accept: image/png` answers with one picture, n is {n}.",
+            remedy="Set n to 1 or accept application/json.",
+            param="n",
+        )
+
+
+class NotAnImage(Refusal):
+    """An image target that does not decode."""
+
+    def __init__(self, param: str) -> None:
+        super().__init__(
+            f"{param} is not a picture.",
+            remedy="Send PNG or JPEG as base64 or as a data URI.",
+            param=param,
+        )
+
+
+class Crashed(Refusal):
+    """A fault of ours: the traceback is in our log, under the request's id."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The service made a mistake.",
+            remedy="Report it with the X-Request-Id of this answer.",
+        )

@@ -1,0 +1,213 @@
+"""Everything an operator can set: environment and one TOML file, read once, then handed down."""
+
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import BadSettings
+
+
+class Section(BaseModel):
+    """A frozen part of the settings; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Server(Section):
+    """Where the service listens and how it stops."""
+
+    host: str = "127.0.0.1"
+    """An address beyond loopback needs API keys."""
+    port: Annotated[int, Ge(0), Le(65535)] = 8311
+    keys: Literal["auto", "required"] = "auto"
+    """`auto`: no keys on loopback, keys anywhere else."""
+    allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
+    """Names that a keyless service answers to."""
+    gateways: Annotated[int, Ge(1), Le(64)] = 1
+    """Gateway replicas on Ray. Quotas count per replica unless quotas.storage is shared."""
+    drain_seconds: Annotated[float, Ge(0)] = 60.0
+    request_seconds: Annotated[float, Gt(0)] = 300.0
+    """The longest a picture may take, queueing included."""
+    public_url: str = ""
+    """What picture addresses begin with; empty: as the client called us."""
+
+
+class Storage(Section):
+    """Where the registry keeps its index and its blobs; empty: in the state folder."""
+
+    index_url: str = ""
+    blobs_url: str = ""
+
+
+class Corpus(Section):
+    """Captions that tell what the text encoder usually reads (the second moment of keys)."""
+
+    path: str = ""
+    """A text file with one caption a line; empty: the miniature's."""
+    tokens: Annotated[int, Ge(0)] = 0
+    """How many tokens to read; 0: the editor's default."""
+
+
+class Model(Section):
+    """One hosted model."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    path: str
+    """A folder written by `save_pretrained`, a hub id, or `miniature:text-to-image`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    slots: Annotated[int, Ge(1), Le(256)] = 8
+    """Rows that share one call of the denoiser."""
+    mode: Literal["exact", "fast"] = "exact"
+    """`exact`: a row's picture is bitwise the same alone and in company."""
+    max_waiting: Annotated[int, Ge(1), Le(10_000)] = 64
+    threads: Annotated[int, Ge(1), Le(256)] = 1
+    replicas: Annotated[int, Ge(1), Le(256)] = 1
+    cache_bytes: Annotated[int, Ge(0)] = 256 * 2**20
+    """Prompt embeddings."""
+    store_bytes: Annotated[int, Ge(2**20)] = 256 * 2**20
+    """Deltas."""
+    cpus: Annotated[float, Gt(0)] = 1.0
+    gpus: Annotated[float, Ge(0)] = 0.0
+    memory_bytes: Annotated[int, Ge(0)] = 2 * 2**30
+    """Declared to Ray, which otherwise packs replicas by CPU only."""
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """What the family takes: `edit_block`, `projection`, ..."""
+    corpus: Corpus = Corpus()
+
+
+class Limits(Section):
+    """Bounds on what one request may ask for."""
+
+    body_bytes: Annotated[int, Ge(1024)] = 32 * 2**20
+    images: Annotated[int, Ge(1), Le(10)] = 10
+    steps: Annotated[int, Ge(1), Le(1000)] = 100
+    side: Annotated[int, Ge(8), Le(4096)] = 2048
+    pixels: Annotated[int, Ge(64)] = 2048 * 2048
+    prompt_characters: Annotated[int, Ge(1)] = 4000
+    guidance_scale: Annotated[float, Gt(0)] = 50.0
+    edits: Annotated[int, Ge(0)] = 64
+    strength: Annotated[float, Gt(0)] = 2.0
+    phrasings: Annotated[int, Ge(0)] = 32
+    target_images: Annotated[int, Ge(0)] = 8
+    target_image_bytes: Annotated[int, Ge(1024)] = 4 * 2**20
+    target_image_pixels: Annotated[int, Ge(64)] = 4096 * 4096
+    import_bytes: Annotated[int, Ge(1024)] = 32 * 2**20
+    wait_seconds: Annotated[float, Ge(0)] = 60.0
+    """The longest `Prefer: wait=` that is honoured."""
+    pictures_bytes: Annotated[int, Ge(2**20)] = 512 * 2**20
+    pictures_seconds: Annotated[float, Gt(0)] = 3600.0
+    """How long a picture's address works."""
+
+
+class Quotas(Section):
+    """Per API key (per tenant without keys) and minute; 0 is no quota."""
+
+    requests_a_minute: Annotated[int, Ge(0)] = 0
+    images_a_minute: Annotated[int, Ge(0)] = 0
+    storage: str = "memory://"
+    """Of the `limits` package; a shared one when there are several gateways."""
+
+
+class Thresholds(Section):
+    """What a fitted edit's report must reach; below it the version is marked failed_checks."""
+
+    efficacy: Annotated[float, Ge(0), Le(1)] = 0.5
+    generality: Annotated[float, Ge(0), Le(1)] = 0.7
+    specificity: Annotated[float, Ge(0), Le(1)] = 0.95
+    leak: Annotated[float, Ge(0)] = 0.15
+
+
+class Jobs(Section):
+    """Fits and other long work."""
+
+    lease_seconds: Annotated[float, Ge(1)] = 60.0
+    """A worker that has not been heard of for so long is lost; its job is taken over."""
+    poll_seconds: Annotated[float, Gt(0)] = 0.2
+    waiting_a_tenant: Annotated[int, Ge(1)] = 100
+
+
+class Settings(Section):
+    """All of it."""
+
+    home: Path = Path("~/.tiller")
+    server: Server = Server()
+    storage: Storage = Storage()
+    models: tuple[Model, ...] = ()
+    limits: Limits = Limits()
+    quotas: Quotas = Quotas()
+    thresholds: Thresholds = Thresholds()
+    jobs: Jobs = Jobs()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [m.name for m in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError("two models have the same name")
+        return self
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str], config: Path | None = None) -> "Settings":
+        """The settings of a file and of `TILLER_HOME`, `TILLER_HOST`, `TILLER_PORT`.
+
+        The environment wins over the file; without models the embedded miniature is served.
+
+        Raises:
+            BadSettings: The file is missing, is not TOML, or has an unknown key or a bad value.
+        """
+        told = _file(config) if config else {}
+        if "TILLER_HOME" in environment:
+            told["home"] = environment["TILLER_HOME"]
+        server = told.setdefault("server", {})
+        for variable, key in (("TILLER_HOST", "host"), ("TILLER_PORT", "port")):
+            if isinstance(server, dict) and variable in environment:
+                server[key] = environment[variable]
+        told.setdefault("models", [EMBEDDED])
+        try:
+            settings = cls.model_validate(told)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BadSettings(str(config or "environment"), f"{where}: {first['msg']}") from None
+        return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+
+    @property
+    def index_url(self) -> str:
+        """The registry's database."""
+        return self.storage.index_url or f"sqlite:///{self.home / 'registry.sqlite'}"
+
+    @property
+    def blobs_url(self) -> str:
+        """The registry's blobs."""
+        return self.storage.blobs_url or str(self.home / "blobs")
+
+    @property
+    def keyless(self) -> bool:
+        """Whether everybody who reaches the service may use it."""
+        return self.server.keys == "auto" and is_loopback(self.server.host)
+
+
+EMBEDDED: Mapping[str, str] = {"name": "miniature-sd", "path": "miniature:text-to-image"}
+"""What is hosted when nobody says otherwise."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _file(config: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(config.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise BadSettings(str(config), str(error)) from None
