@@ -1,0 +1,160 @@
+"""What floor 0 refuses, and what the caller can do instead.
+
+An error knows its problem and its remedy; it does not know HTTP.
+"""
+
+import re
+
+
+class Refusal(Exception):
+    """Something that was asked for and will not be done.
+
+    Attributes:
+        problem: What is wrong, in one sentence.
+        remedy: What the caller can do instead.
+        param: The name of the request's field that is to blame, if one is.
+    """
+
+    def __init__(self, problem: str, *, remedy: str, param: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem, self.remedy, self.param = problem, remedy, param
+
+    @property
+    def code(self) -> str:
+        """The class's name in snake case: what programs compare."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _revive, (type(self), self.problem, dict(self.__dict__))
+
+
+def _revive(kind: type[Refusal], problem: str, state: dict[str, object]) -> Refusal:
+    """Rebuild a refusal in another process without its constructor's arguments."""
+    revived = kind.__new__(kind)
+    Exception.__init__(revived, problem)
+    revived.__dict__.update(state)
+    return revived
+
+
+class UnknownSite(Refusal):
+    """A patch names a place that the model does not have."""
+
+    def __init__(self, site: str, model: str) -> None:
+        super().__init__(
+            f"{model} has no site {site!r}.",
+            remedy="Ask GET /v1/models/{id} for the model's sites; blocks count from 0.",
+            param="site",
+        )
+
+
+class BadSite(Refusal):
+    """A text that the grammar of sites does not know."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text!r} does not name a site.",
+            remedy="Write text.embedding, text.block.7 or the path of a linear layer.",
+            param="site",
+        )
+
+
+class BadPatch(Refusal):
+    """Data that cannot be a patch: wrong shapes, not finite, contradictory."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, remedy="Fit or import the change again for this model.")
+
+
+class WrongBase(Refusal):
+    """A delta was made for other weights than the hosted ones."""
+
+    def __init__(self, edit: str, made_for: str, model: str, has: str) -> None:
+        super().__init__(
+            f"{edit} was made for weights {made_for[:16]}, but {model} has {has[:16]}.",
+            remedy=f"Fit it again on {model}.",
+            param="edits",
+        )
+
+
+class PatchNotApplied(Refusal):
+    """A planned change did not reach its rows: they fail, their neighbours do not."""
+
+    def __init__(self, site: str, rows: frozenset[int], planned: str, changed: str) -> None:
+        super().__init__(
+            f"The change at {site} was planned for {planned} and reached {changed}.",
+            remedy="This is a fault of the service, not of the request: please report it.",
+        )
+        self.site, self.rows = site, rows
+
+
+class NotSafetensors(Refusal):
+    """A folder or file brings weights in a format that can run code."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where} has no weights as safetensors.",
+            remedy="Save them with save_pretrained(..., safe_serialization=True).",
+            param="path",
+        )
+
+
+class UnsupportedFamily(Refusal):
+    """No family knows this kind of model."""
+
+    def __init__(self, what: str, known: str) -> None:
+        super().__init__(
+            f"No family hosts {what}.", remedy=f"Host one of: {known}; or add a family.", param="path"
+        )
+
+
+class MethodNotApplicable(Refusal):
+    """A method that this family cannot use, with the reason."""
+
+    def __init__(self, method: str, family: str, reason: str) -> None:
+        super().__init__(
+            f"{method} does not apply to {family}: {reason}",
+            remedy="Choose a model whose `methods` name it.",
+            param="method",
+        )
+
+
+class PromptTooLong(Refusal):
+    """A prompt that the text encoder would cut."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"The prompt has {tokens} tokens; the text encoder reads {limit}.",
+            remedy="Shorten the prompt: nothing is cut silently.",
+            param="prompt",
+        )
+
+
+class SubjectMissing(Refusal):
+    """The subject does not occur in the prompt, or more than once."""
+
+    def __init__(self, subject: str, prompt: str, times: int) -> None:
+        super().__init__(
+            f"The subject {subject!r} occurs {times} times in {prompt!r}.",
+            remedy="Name a subject that occurs exactly once in the prompt.",
+            param="subject",
+        )
+
+
+class UnknownSampler(Refusal):
+    """A sampler that is not offered."""
+
+    def __init__(self, name: str, known: str) -> None:
+        super().__init__(
+            f"There is no sampler {name!r}.", remedy=f"Use one of: {known}.", param="sampler"
+        )
+
+
+class BadSize(Refusal):
+    """A picture size that the model cannot draw."""
+
+    def __init__(self, height: int, width: int, multiple: int) -> None:
+        super().__init__(
+            f"The model cannot draw {width}x{height} pixels.",
+            remedy=f"Use multiples of {multiple}.",
+            param="size",
+        )
