@@ -13,8 +13,12 @@ class BadRequest(Refusal):
 class UnknownKey(Refusal):
     """A key that no request of this kind has: a typo must never mean "silently unedited"."""
 
-    def __init__(self, path: str, known: str) -> None:
-        super().__init__(f"There is no key {path!r} here.", remedy=f"Keys are: {known}.", param=path)
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"There is no key {path!r} here.",
+            remedy="Check its spelling; GET /openapi.json lists every key.",
+            param=path,
+        )
 
 
 class LiteralExtraBody(Refusal):
@@ -240,4 +244,13 @@ class Crashed(Refusal):
         super().__init__(
             "The service made a mistake.",
             remedy="Report it with the X-Request-Id of this answer.",
+        )
+
+
+class NameTaken(Refusal):
+    """A variant would hide a hosted model."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name!r} is the name of a hosted model.", remedy="Choose another name.", param="name"
         )

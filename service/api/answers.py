@@ -1,0 +1,118 @@
+"""How every route answers: JSON with a `tiller` object, lists with a cursor, events as they come."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from importlib.metadata import version
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import BadRequest, UnknownKey
+from service.openai import SSE_HEADERS, kept_alive
+from service.workbench import Workbench
+
+T = TypeVar("T")
+
+
+def bench_of(request: Request) -> Workbench:
+    """The workbench of the application that serves this request."""
+    return request.app.state.workbench
+
+
+Bench = Annotated[Workbench, Depends(bench_of)]
+
+
+class Page(BaseModel):
+    """`?limit=&after=`."""
+
+    model_config = ConfigDict(extra="forbid")
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    after: str | None = None
+
+
+class NoQuery(BaseModel):
+    """No query at all: a misspelt one must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def no_query(request: Request) -> None:
+    """A dependency for routes without a query.
+
+    Raises:
+        UnknownKey: There is one.
+    """
+    for key in request.query_params:
+        raise UnknownKey(key)
+
+
+def reply(
+    request: Request,
+    body: Mapping[str, Any],
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """The body as JSON with its `tiller` object."""
+    told = {"request_id": request.state.request_id, "version": version("tiller")}
+    tiller = {**told, **body.get("tiller", {})}
+    return JSONResponse({**body, "tiller": tiller}, status, headers=headers)
+
+
+def listed(
+    request: Request, data: Sequence[Mapping[str, Any]], limit: int, cursor: str
+) -> JSONResponse:
+    """A page of a list; `cursor` names the key by which the next page continues."""
+    more = len(data) > limit
+    page = list(data[:limit])
+    body = {
+        "object": "list",
+        "data": page,
+        "has_more": more,
+        "next_cursor": str(page[-1][cursor]) if more else None,
+    }
+    return reply(request, body)
+
+
+def stream(events: AsyncGenerator[bytes, None]) -> StreamingResponse:
+    """Server-sent events with heartbeats; a client that leaves ends them."""
+    return StreamingResponse(
+        kept_alive(events), media_type="text/event-stream", headers=dict(SSE_HEADERS)
+    )
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work, which is cancelled when the client leaves.
+
+    Raises:
+        asyncio.CancelledError: The client left; nobody reads the answer.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=0.1))[0]:
+            if await request.is_disconnected():
+                raise asyncio.CancelledError
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def generation_of(header: str | None) -> int | None:
+    """The alias generation of an `If-Match` header; None where nothing is asked.
+
+    Raises:
+        BadRequest: It is not one of our ETags.
+    """
+    if header is None or header.strip() == "*":
+        return None
+    text = header.strip().removeprefix("W/").strip('"')
+    if not text.isdecimal():
+        raise BadRequest(
+            f"If-Match {header!r} is not an alias' ETag.",
+            remedy="Send the ETag that GET on the alias gave.",
+            param="If-Match",
+        )
+    return int(text)

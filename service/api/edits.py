@@ -1,0 +1,278 @@
+"""`/v1/edits`: facts become versions, names point to them."""
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+
+from service.api.answers import Bench, Page, generation_of, listed, no_query, reply
+from service.api.jobs import accepted, waited
+from service.api.once import Once
+from service.auth import Principal, needs
+from service.errors import BadRequest, TooMuch
+from service.jobs import fit_payload
+from service.schema import NAME, AliasBody, FactBody
+
+router = APIRouter(prefix="/v1/edits", tags=["edits"], route_class=Once)
+Reader = Annotated[Principal, Depends(needs("edits:read"))]
+Writer = Annotated[Principal, Depends(needs("edits:write"))]
+Promoter = Annotated[Principal, Depends(needs("edits:promote"))]
+IfMatch = Annotated[str | None, Header(alias="If-Match")]
+EXACT = [Depends(no_query)]
+
+
+class Form_(BaseModel):
+    """`?format=`: how a delta is downloaded."""
+
+    model_config = ConfigDict(extra="forbid")
+    format: Literal["safetensors", "peft", "diffusers"] = "safetensors"
+
+
+@router.post("", status_code=202, dependencies=EXACT)
+async def register_edit(
+    request: Request, body: FactBody, bench: Bench, caller: Writer
+) -> JSONResponse:
+    """Fit a fact: a job, whose result is a new version. `Prefer: wait=30` waits for it."""
+    payload = fit_payload(body, bench.settings.limits)
+    await bench.host(body.model).check_fact(payload)
+    job = await asyncio.to_thread(
+        bench.registry.jobs.create, caller.tenant, "fit_edit", body.model, payload, caller.name
+    )
+    return accepted(request, await waited(request, bench, job))
+
+
+@router.post("/import", status_code=201, dependencies=EXACT)
+async def import_edit(  # noqa: PLR0913 - one argument per form field
+    request: Request,
+    file: Annotated[UploadFile, File()],
+    name: Annotated[str, Form(pattern=NAME)],
+    model: Annotated[str, Form(max_length=200)],
+    bench: Bench,
+    caller: Writer,
+) -> JSONResponse:
+    """A delta file, or a PEFT adapter as zip, becomes a version after checks."""
+    data = await file.read()
+    if len(data) > bench.settings.limits.import_bytes:
+        raise TooMuch("file", len(data), bench.settings.limits.import_bytes)
+    host = bench.host(model)
+    card = await host.card()
+    delta, header = await host.adopt(data)
+    version = await asyncio.to_thread(
+        bench.registry.edits.register,
+        caller.tenant,
+        name,
+        model,
+        card["fingerprint"],
+        delta,
+        header=header,
+        report=header.get("report"),
+        status="ready",
+        kind="import",
+        actor=caller.name,
+    )
+    return reply(request, version_body(version), 201, {"Location": _address(version)})
+
+
+@router.get("")
+async def list_edits(
+    request: Request, page: Annotated[Page, Query()], bench: Bench, caller: Reader
+) -> JSONResponse:
+    """This tenant's edits by name."""
+    edits = await asyncio.to_thread(
+        bench.registry.edits.list, caller.tenant, page.limit + 1, page.after
+    )
+    return listed(request, [edit_body(edit) for edit in edits], page.limit, "name")
+
+
+@router.get("/{name}", dependencies=EXACT)
+async def show_edit(request: Request, name: str, bench: Bench, caller: Reader) -> JSONResponse:
+    """One edit: its aliases and its versions' numbers."""
+    registry = bench.registry
+    edit = await asyncio.to_thread(registry.edits.get, caller.tenant, name)
+    versions = await asyncio.to_thread(registry.edits.versions, caller.tenant, name)
+    aliases = await asyncio.to_thread(registry.names.aliases, caller.tenant, name)
+    body = {
+        **edit_body(edit),
+        "aliases": [alias_body(a) for a in aliases],
+        "versions": [{k: version_body(v)[k] for k in _SHORT} for v in versions],
+    }
+    return reply(request, body)
+
+
+_SHORT = ("version", "status", "digest", "created_at", "created_by")
+
+
+@router.get("/{name}/versions", dependencies=EXACT)
+async def list_versions(request: Request, name: str, bench: Bench, caller: Reader) -> JSONResponse:
+    """All versions, oldest first, with settings and reports."""
+    versions = await asyncio.to_thread(bench.registry.edits.versions, caller.tenant, name)
+    return listed(request, [version_body(v) for v in versions], len(versions), "version")
+
+
+@router.get("/{name}/versions/{number}", dependencies=EXACT)
+async def show_version(
+    request: Request, name: str, number: int, bench: Bench, caller: Reader
+) -> JSONResponse:
+    """One version: digest, what it was fitted to, its measured report."""
+    version = await _version(bench, caller, name, number)
+    return reply(request, version_body(version), headers={"ETag": f'"{version.digest}"'})
+
+
+@router.delete("/{name}/versions/{number}", dependencies=EXACT)
+async def retire_version(
+    request: Request, name: str, number: int, bench: Bench, caller: Writer
+) -> JSONResponse:
+    """Retire: refused while an alias or a variant points to it."""
+    await asyncio.to_thread(bench.registry.edits.retire, caller.tenant, name, number, caller.name)
+    return reply(request, version_body(await _version(bench, caller, name, number)))
+
+
+@router.get("/{name}/versions/{number}/delta")
+async def download_delta(
+    name: str, number: int, form: Annotated[Form_, Query()], bench: Bench, caller: Reader
+) -> Response:
+    """The safetensors file itself, or an adapter for peft (zip) or diffusers."""
+    version = await _version(bench, caller, name, number)
+    ending = "zip" if form.format == "peft" else "safetensors"
+    if form.format == "safetensors":
+        data = await asyncio.to_thread(bench.registry.edits.blob, version.digest)
+    else:
+        data = await bench.host(version.model).export(version.digest, form.format)
+    headers = {
+        "Content-Disposition": f'attachment; filename="{name}-{number}.{ending}"',
+        "X-Tiller-Digest": version.digest,
+    }
+    media = "application/zip" if ending == "zip" else "application/octet-stream"
+    return Response(data, media_type=media, headers=headers)
+
+
+@router.get("/{name}/aliases", dependencies=EXACT)
+async def list_aliases(request: Request, name: str, bench: Bench, caller: Reader) -> JSONResponse:
+    """Names that move, and where they point."""
+    aliases = await asyncio.to_thread(bench.registry.names.aliases, caller.tenant, name)
+    return listed(request, [alias_body(a) for a in aliases], len(aliases), "alias")
+
+
+@router.get("/{name}/aliases/{alias}", dependencies=EXACT)
+async def show_alias(
+    request: Request, name: str, alias: str, bench: Bench, caller: Reader
+) -> JSONResponse:
+    """One alias; its ETag is its generation."""
+    aliases = await asyncio.to_thread(bench.registry.names.aliases, caller.tenant, name)
+    found = [a for a in aliases if a.alias == alias]
+    if not found:
+        raise UnknownAlias(name, alias)
+    return _alias_reply(request, found[0])
+
+
+@router.put("/{name}/aliases/{alias}", dependencies=EXACT)
+async def move_alias(  # noqa: PLR0913 - one argument per part of the request
+    request: Request,
+    name: str,
+    alias: str,
+    body: AliasBody,
+    bench: Bench,
+    caller: Promoter,
+    if_match: IfMatch = None,
+) -> JSONResponse:
+    """Point the alias to a version; with `If-Match`, only if nobody moved it meanwhile."""
+    moved = await asyncio.to_thread(
+        bench.registry.names.move,
+        caller.tenant,
+        name,
+        alias,
+        body.version,
+        actor=caller.name,
+        if_match=generation_of(if_match),
+        force=body.force,
+    )
+    return _alias_reply(request, moved)
+
+
+@router.post("/{name}/aliases/{alias}/rollback", dependencies=EXACT)
+async def roll_back(  # noqa: PLR0913 - one argument per part of the request
+    request: Request,
+    name: str,
+    alias: str,
+    bench: Bench,
+    caller: Promoter,
+    if_match: IfMatch = None,
+) -> JSONResponse:
+    """Point the alias to where it pointed before."""
+    if await request.body() not in (b"", b"{}"):
+        raise BadRequest("A rollback has no body.", remedy="Send none; PUT chooses a version.")
+    moved = await asyncio.to_thread(
+        bench.registry.names.rollback,
+        caller.tenant,
+        name,
+        alias,
+        actor=caller.name,
+        if_match=generation_of(if_match),
+    )
+    return _alias_reply(request, moved)
+
+
+@router.delete("/{name}/aliases/{alias}", dependencies=EXACT)
+async def delete_alias(
+    request: Request, name: str, alias: str, bench: Bench, caller: Promoter
+) -> JSONResponse:
+    """Forget the alias; its versions stay."""
+    await asyncio.to_thread(
+        bench.registry.names.delete_alias, caller.tenant, name, alias, caller.name
+    )
+    return reply(request, {"object": "alias", "edit": name, "alias": alias, "deleted": True})
+
+
+async def _version(bench: Bench, caller: Principal, name: str, number: int) -> Any:
+    return await asyncio.to_thread(bench.registry.edits.version, caller.tenant, name, number)
+
+
+def _alias_reply(request: Request, alias: Any) -> JSONResponse:
+    return reply(request, alias_body(alias), headers={"ETag": f'"{alias.generation}"'})
+
+
+def _address(version: Any) -> str:
+    return f"/v1/edits/{version.name}/versions/{version.number}"
+
+
+def edit_body(edit: Any) -> dict[str, Any]:
+    """An edit as JSON."""
+    return {
+        "object": "edit",
+        "name": edit.name,
+        "model": edit.model,
+        "latest": edit.latest,
+        "created_at": edit.created_at,
+    }
+
+
+def alias_body(alias: Any) -> dict[str, Any]:
+    """An alias as JSON."""
+    return {
+        "object": "alias",
+        "edit": alias.name,
+        "alias": alias.alias,
+        "version": alias.version,
+        "generation": alias.generation,
+    }
+
+
+def version_body(version: Any) -> dict[str, Any]:
+    """A version as JSON."""
+    return {
+        "object": "edit.version",
+        "edit": version.name,
+        "version": version.number,
+        "digest": version.digest,
+        "model": version.model,
+        "fingerprint": version.fingerprint,
+        "status": version.status,
+        "header": version.header,
+        "report": version.report,
+        "size": version.size,
+        "created_at": version.created_at,
+        "created_by": version.created_by,
+        "delta": f"{_address(version)}/delta",
+    }

@@ -1,0 +1,61 @@
+"""`/v1/models`: what is hosted, and variants beside it."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+
+from models.errors import Refusal
+from service.api.answers import Bench, no_query, reply
+from service.auth import Principal, needs
+from service.resolving import Resolver
+from service.workbench import Workbench
+
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(no_query)])
+Caller = Annotated[Principal, Depends(needs("infer"))]
+
+
+@router.get("")
+async def list_models(request: Request, bench: Bench, caller: Caller) -> JSONResponse:
+    """Hosted models and this tenant's variants."""
+    data = [await hosted_card(bench, name) for name in bench.hosts]
+    bundles = await asyncio.to_thread(bench.registry.variants.list, caller.tenant)
+    data += [variant_card(bundle) for bundle in bundles]
+    return reply(request, {"object": "list", "data": data})
+
+
+@router.get("/{name:path}")
+async def show_model(request: Request, name: str, bench: Bench, caller: Caller) -> JSONResponse:
+    """One model: family, fingerprint, sites, methods that apply. Also `base+edit@alias`."""
+    if name in bench.hosts:
+        return reply(request, await hosted_card(bench, name))
+    resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
+    wanted = await asyncio.to_thread(resolver.resolve, caller.tenant, name, ())
+    base = await hosted_card(bench, wanted.model)
+    kind = "variant" if wanted.variant else "composed"
+    edits = [e.as_dict() for e in wanted.edits]
+    return reply(request, {**base, "id": name, "kind": kind, "base": wanted.model, "edits": edits})
+
+
+async def hosted_card(bench: Workbench, name: str) -> dict[str, Any]:
+    """What a host tells of its model; while it loads, that."""
+    card: dict[str, Any] = {"id": name, "object": "model", "owned_by": "tiller", "kind": "model"}
+    try:
+        told = await bench.hosts[name].card()
+    except Refusal as refusal:
+        return {**card, "created": 0, "state": refusal.code}
+    return {**card, **told, "state": "ready"}
+
+
+def variant_card(bundle: Any) -> dict[str, Any]:
+    """A variant as a model."""
+    return {
+        "id": bundle.name,
+        "object": "model",
+        "created": int(bundle.created_at),
+        "owned_by": "tiller",
+        "kind": "variant",
+        "base": bundle.model,
+        "edits": bundle.edits,
+    }

@@ -1,0 +1,27 @@
+"""The REST application. It does not know Ray: `build` is the same in one process and in a replica."""
+
+from fastapi import FastAPI
+
+from service import problems
+from service.api import edits, images, jobs, keys, models, operations, variants
+from service.telemetry import Observed
+from service.workbench import Workbench
+
+_ABOUT = """Hosts models and changes them per request: edits with names, versions and aliases,
+applied to your rows only. Unknown keys are refused. Every answer says what was applied."""
+
+
+def build(workbench: Workbench) -> FastAPI:
+    """The application over a workbench."""
+    app = FastAPI(
+        title="Tiller",
+        description=_ABOUT,
+        version="1",
+        max_body_size=workbench.settings.limits.body_bytes,
+    )
+    app.state.workbench = workbench
+    for noun in (models, images, edits, variants, jobs, keys, operations):
+        app.include_router(noun.router)
+    problems.install(app)
+    app.add_middleware(Observed, telemetry=workbench.telemetry)
+    return app

@@ -1,0 +1,260 @@
+"""Long work: a leased job drains a fit, tells how far it is, stops at a cancel, registers a version.
+
+The fit is a generator that knows nothing of this. It runs on the thread that owns the model, one
+step between two steps of the pictures; this file's thread only talks to the registry.
+"""
+
+import base64
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import structlog
+
+from editors.delta import Delta
+from editors.fact import Fact, Phrasing
+from editors.known import EDITORS
+from editors.progress import Progress
+from models.errors import Refusal
+from pydantic import ValidationError
+from service import limits
+from service.errors import BadRequest, Crashed, UnknownKey, UnknownMethod
+from service.problems import problem_of
+from service.registry import Registry
+from service.schema import OPTIONS, FactBody
+from service.settings import Jobs, Limits
+
+FIT = "fit_edit"
+_BEAT_SECONDS = 0.25
+_SHARES = {"moment": (0.0, 0.3), "fit": (0.3, 0.8), "report": (0.8, 1.0)}
+"""How much of the whole each stage is, roughly: for a bar, not for a bill."""
+
+
+def fit_payload(body: FactBody, bounds: Limits) -> dict[str, Any]:
+    """What the job stores: the checked request, pictures as base64.
+
+    Raises:
+        UnknownMethod: No such editor.
+        BadRequest: An option out of its bounds, or a fact without target.
+        UnknownKey: An option that the method does not have.
+    """
+    limits.check_fact(body, bounds)
+    pictures = [
+        limits.picture_bytes(text, f"target_images[{i}]", bounds)
+        for i, text in enumerate(body.target_images)
+    ]
+    payload = body.model_dump(exclude={"target_images", "options"})
+    payload["target_images"] = [base64.b64encode(p).decode() for p in pictures]
+    payload["options"] = checked_options(body.method, body.options)
+    fact_of(payload)
+    return payload
+
+
+def checked_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the method's schema reads them; only those that were given."""
+    if method not in OPTIONS:
+        raise UnknownMethod(method, ", ".join(OPTIONS))
+    try:
+        checked = OPTIONS[method].model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        path = ".".join(("options", *map(str, first["loc"])))
+        if first["type"] == "extra_forbidden":
+            raise UnknownKey(path) from None
+        raise BadRequest(
+            f"{path}: {first['msg']}.",
+            remedy=f"docs/methods/{method}.md tells each option's range.",
+            param=path,
+        ) from None
+    return checked.model_dump(mode="json", exclude_unset=True)
+
+
+def fact_of(payload: Mapping[str, Any]) -> Fact:
+    """The fact of a job."""
+    return Fact(
+        prompt=payload["prompt"],
+        target=payload["target"] or "",
+        subject=payload["subject"] or "",
+        source=payload["source"],
+        phrasings=tuple(Phrasing(**p) for p in payload["phrasings"]),
+        neighbours=tuple(payload["neighbours"]),
+        target_images=tuple(base64.b64decode(p) for p in payload["target_images"]),
+    )
+
+
+def method_of(payload: Mapping[str, Any]) -> Any:
+    """The editor of a job, with its settings."""
+    kind = payload["method"]
+    settings = OPTIONS[kind].model_validate(payload["options"])
+    given = {k: getattr(settings, k) for k in settings.model_fields_set}
+    return EDITORS[kind](**given)
+
+
+class Ticket(Protocol):
+    """Work under way on the owner thread."""
+
+    def cancel(self) -> None:
+        """Stop at the next step."""
+        ...
+
+
+class Bench(Protocol):
+    """What a runner needs of a host."""
+
+    name: str
+
+    def fit(
+        self, tenant: str, payload: Mapping[str, Any]
+    ) -> Generator[Progress, None, tuple[Delta, bool]]:
+        """Fit and measure; the delta with its report, and whether it passed the checks."""
+        ...
+
+    def background(
+        self,
+        work: Generator[Any, None, Any],
+        on_item: Callable[[Any], None],
+        on_done: Callable[[Any], None],
+        on_error: Callable[[BaseException], None],
+    ) -> Ticket:
+        """Drain the generator on the owner thread, between the pictures' steps."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a piece of work came to, written by the owner thread and read by the runner's."""
+
+    over: threading.Event = field(default_factory=threading.Event)
+    progress: Progress | None = None
+    result: Any = None
+    error: BaseException | None = None
+
+    def done(self, result: Any) -> None:
+        """The generator returned."""
+        self.result = result
+        self.over.set()
+
+    def failed(self, error: BaseException) -> None:
+        """The generator raised."""
+        self.error = error
+        self.over.set()
+
+    def item(self, progress: Progress) -> None:
+        """The generator yielded."""
+        self.progress = progress
+
+
+class JobRunner:
+    """One thread that leases jobs for one host, one at a time."""
+
+    def __init__(self, *, bench: Bench, registry: Registry, settings: Jobs) -> None:
+        self.bench, self.registry, self.settings = bench, registry, settings
+        self.worker = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self.log = structlog.get_logger("tiller.jobs")
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name=f"jobs-{bench.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to lease."""
+        self._thread.start()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Lease no more; the job under way is given back and taken up again later."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                job = self.registry.jobs.lease(
+                    self.worker, [FIT], [self.bench.name], self.settings.lease_seconds
+                )
+            except Exception:  # noqa: BLE001 - the registry may be away for a moment
+                self.log.exception("lease_failed")
+                self._stopping.wait(5 * self.settings.poll_seconds)
+                continue
+            if job is None:
+                self._stopping.wait(self.settings.poll_seconds)
+            else:
+                self._work(job)
+
+    def _work(self, job: Any) -> None:
+        started = time.monotonic()
+        try:
+            result = self._fitted(job)
+            if result is not None:
+                self.registry.jobs.finish(job.id, self.worker, result)
+        except Refusal as refusal:
+            self.registry.jobs.fail(job.id, self.worker, problem_of(refusal))
+        except Exception:  # noqa: BLE001 - a job's crash must not end the runner
+            self.log.exception("job_crashed", job=job.id)
+            self.registry.jobs.fail(job.id, self.worker, problem_of(Crashed()))
+        self.log.info("job", job=job.id, kind=job.kind, seconds=round(time.monotonic() - started, 2))
+
+    def _fitted(self, job: Any) -> dict[str, Any] | None:
+        """The job's result; None if it was cancelled or given back."""
+        outcome = Outcome()
+        work = self.bench.fit(job.tenant, job.payload)
+        ticket = self.bench.background(work, outcome.item, outcome.done, outcome.failed)
+        told: Progress | None = None
+        while not outcome.over.wait(_BEAT_SECONDS):
+            if self._stopping.is_set():
+                ticket.cancel()
+                outcome.over.wait(_BEAT_SECONDS)
+                self.registry.jobs.release(job.id, self.worker)
+                return None
+            told = self._beat(job, outcome.progress, told, ticket)
+        if self.registry.jobs.heartbeat(job.id, self.worker, 1.0, "registering", None):
+            return None  # cancelled in the last moment: nothing is registered
+        if outcome.error is not None:
+            raise outcome.error
+        delta, passed = outcome.result
+        return self._registered(job, delta, passed)
+
+    def _beat(
+        self, job: Any, progress: Progress | None, told: Progress | None, ticket: Ticket
+    ) -> Progress | None:
+        stage = progress.stage if progress else "starting"
+        line = progress.message if progress and progress is not told and progress.message else None
+        if self.registry.jobs.heartbeat(job.id, self.worker, share(progress), stage, line):
+            ticket.cancel()
+        return progress
+
+    def _registered(self, job: Any, delta: Delta, passed: bool) -> dict[str, Any]:
+        data = delta.to_bytes()
+        header = delta.header.as_dict()
+        version = self.registry.edits.register(
+            job.tenant,
+            job.payload["name"],
+            job.model,
+            header["fingerprint"],
+            data,
+            header=header,
+            report=header.get("report"),
+            status="ready" if passed else "failed_checks",
+            kind="edit",
+            actor=job.actor,
+            job=job.id,
+        )
+        address = f"/v1/edits/{version.name}/versions/{version.number}"
+        return {
+            "edit": version.name,
+            "version": version.number,
+            "digest": version.digest,
+            "status": version.status,
+            "report": version.report,
+            "location": address,
+        }
+
+
+def share(progress: Progress | None) -> float:
+    """How much of the whole is done, 0 to 1."""
+    if progress is None:
+        return 0.0
+    low, high = _SHARES.get(progress.stage, (0.3, 0.8))
+    return low + (high - low) * min(1.0, progress.done / max(1, progress.total))

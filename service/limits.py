@@ -1,0 +1,100 @@
+"""The operator's bounds on one request; each refusal names the key."""
+
+import base64
+import binascii
+import io
+import warnings
+from collections.abc import Sequence
+
+from PIL import Image
+
+from service.errors import BadRequest, NotAnImage, TooMuch
+from service.schema import EditUse, FactBody, ImageBody
+from service.settings import Limits
+
+
+def check_image(body: ImageBody, limits: Limits) -> None:
+    """Refuse a picture request that is larger than the operator allows.
+
+    Raises:
+        TooMuch: Naming the key, what was asked and the limit.
+    """
+    asked: dict[str, tuple[float, float]] = {
+        "n": (body.n, limits.images),
+        "steps": (body.steps or 0, limits.steps),
+        "guidance_scale": (body.guidance_scale or 0, limits.guidance_scale),
+        "prompt": (len(body.prompt), limits.prompt_characters),
+        "negative_prompt": (len(body.negative_prompt or ""), limits.prompt_characters),
+    }
+    _within(asked)
+    check_edits(body.edits, limits)
+    height, width = size_of(body.size)
+    _within({"size": (max(height or 0, width or 0), limits.side)})
+    _within({"size": ((height or 0) * (width or 0), limits.pixels)})
+
+
+def check_edits(edits: Sequence[EditUse], limits: Limits) -> None:
+    """Refuse too many edits, or too strong ones."""
+    _within({"edits": (len(edits), limits.edits)})
+    for i, edit in enumerate(edits):
+        _within({f"edits[{i}].strength": (abs(edit.strength), limits.strength)})
+
+
+def check_fact(body: FactBody, limits: Limits) -> None:
+    """Refuse a fact that is larger than the operator allows, or says nothing to write."""
+    longest = max(len(t) for t in (body.prompt, body.target or "", body.source or "", *body.neighbours))
+    asked: dict[str, tuple[float, float]] = {
+        "prompt": (longest, limits.prompt_characters),
+        "phrasings": (len(body.phrasings) + len(body.neighbours), limits.phrasings),
+        "target_images": (len(body.target_images), limits.target_images),
+    }
+    _within(asked)
+    if body.target is None and not body.target_images:
+        raise BadRequest(
+            "The fact has no target.",
+            remedy="Say what the prompt shall mean: `target`, or `target_images`.",
+            param="target",
+        )
+
+
+def _within(asked: dict[str, tuple[float, float]]) -> None:
+    for param, (value, limit) in asked.items():
+        if value > limit:
+            raise TooMuch(param, value, limit)
+
+
+def size_of(size: str | None) -> tuple[int | None, int | None]:
+    """(height, width) of OpenAI's "WIDTHxHEIGHT"; None is the model's own."""
+    if size is None or size == "auto":
+        return None, None
+    width, height = size.split("x")
+    return int(height), int(width)
+
+
+def picture_bytes(text: str, param: str, limits: Limits) -> bytes:
+    """The picture of a base64 text or data URI, checked to be a whole one.
+
+    Raises:
+        NotAnImage: It does not decode.
+        TooMuch: More bytes or pixels than allowed; pixels are read from the header only.
+    """
+    encoded = text.partition("base64,")[2] if text.startswith("data:") else text
+    _within({param: (len(encoded) * 3 // 4, limits.target_image_bytes)})
+    try:
+        data = base64.b64decode(encoded, validate=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+    except (binascii.Error, OSError, ValueError, Image.DecompressionBombError):
+        raise NotAnImage(param) from None
+    _within({param: (opened.width * opened.height, limits.target_image_pixels)})
+    try:
+        opened.load()
+    except (OSError, ValueError, SyntaxError):
+        raise NotAnImage(param) from None
+    return data
+
+
+def check_total(edits: int, limits: Limits) -> None:
+    """Refuse more edits than allowed, however they were named (variant, model name, list)."""
+    _within({"edits": (edits, limits.edits)})

@@ -1,0 +1,172 @@
+"""Refusal -> HTTP: one table of status codes, two shapes. Nothing else knows both worlds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+import models.errors as of_models
+import service.errors as of_service
+from models.errors import Refusal
+
+STATUS: dict[type[Refusal], int] = {
+    Refusal: 422,
+    # models
+    of_models.NotSafetensors: 422,
+    of_models.PatchNotApplied: 500,
+    of_models.WrongBase: 409,
+    # service
+    of_service.BadRequest: 422,
+    of_service.BodyTooLarge: 413,
+    of_service.Crashed: 500,
+    of_service.HostLost: 503,
+    of_service.KeyNeeded: 401,
+    of_service.MethodNotAllowed: 405,
+    of_service.NotFound: 404,
+    of_service.NotReady: 503,
+    of_service.PictureGone: 404,
+    of_service.QuotaUsed: 429,
+    of_service.ScopeMissing: 403,
+    of_service.ShuttingDown: 503,
+    of_service.StrangeHost: 421,
+    of_service.UnknownModel: 404,
+    of_service.WrongModel: 409,
+    of_service.NameTaken: 409,
+}
+"""A class that is not named here has its parent's status; a plain `Refusal` is a 422."""
+
+OPENAI_PATHS = ("/v1/models", "/v1/images", "/v1/chat", "/v1/completions")
+
+
+def status_of(refusal: Refusal) -> int:
+    """The HTTP status of a refusal: its own or its nearest ancestor's."""
+    return next(STATUS[kind] for kind in type(refusal).__mro__ if kind in STATUS)
+
+
+def problem_of(refusal: Refusal) -> dict[str, Any]:
+    """A refusal as plain data: what a failed job stores and what both shapes are made of."""
+    return {
+        "code": refusal.code,
+        "detail": refusal.problem,
+        "remedy": refusal.remedy,
+        "param": refusal.param,
+        "status": status_of(refusal),
+    }
+
+
+def openai_error(refusal: Refusal) -> dict[str, Any]:
+    """OpenAI's shape; the remedy follows the problem, since their clients show only the message."""
+    return {
+        "error": {
+            "message": f"{refusal.problem} {refusal.remedy}",
+            "type": _openai_type(status_of(refusal)),
+            "param": refusal.param,
+            "code": refusal.code,
+        }
+    }
+
+
+def _openai_type(status: int) -> str:
+    named = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    if status in named:
+        return named[status]
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def rfc9457(refusal: Refusal, path: str, request_id: str) -> dict[str, Any]:
+    """`application/problem+json`."""
+    return {
+        "type": f"urn:tiller:problem:{refusal.code}",
+        "title": refusal.code.replace("_", " ").capitalize(),
+        "instance": path,
+        "request_id": request_id,
+        **problem_of(refusal),
+    }
+
+
+def answer(request: Request, refusal: Refusal) -> JSONResponse:
+    """The refusal as a response, in the shape of the path that was called."""
+    status, path = status_of(refusal), request.url.path
+    headers = _headers(refusal, status)
+    if path.startswith(OPENAI_PATHS):
+        return JSONResponse(openai_error(refusal), status, headers=headers)
+    body = rfc9457(refusal, path, request.state.request_id)
+    return JSONResponse(body, status, headers=headers, media_type="application/problem+json")
+
+
+def _headers(refusal: Refusal, status: int) -> Mapping[str, str]:
+    headers = {}
+    if (wait := getattr(refusal, "retry_after", None)) is not None:
+        headers["Retry-After"] = str(max(1, round(wait)))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
+
+
+def of_validation(error: RequestValidationError) -> Refusal:
+    """What pydantic found, as a refusal that names the key's path. Inputs are not repeated."""
+    # An unknown key explains other findings (a misspelt `prompt` is also a missing one): it first.
+    found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
+    place, *rest = found["loc"]
+    path = _path(rest)
+    if found["type"] == "extra_forbidden":
+        return _unknown(path)
+    if found["type"] == "json_invalid":
+        return of_service.BadRequest("The body is not JSON.", remedy="Send one JSON object.")
+    if not path:
+        return of_service.BadRequest(
+            f"The {place} is missing or not an object.",
+            remedy="Send a JSON object with Content-Type: application/json.",
+        )
+    return of_service.BadRequest(
+        f"{path}: {found['msg']}.", remedy="GET /openapi.json tells each key's type.", param=path
+    )
+
+
+def _unknown(path: str) -> Refusal:
+    from service.schema import NOT_OFFERED  # noqa: PLC0415 - the schema imports every editor
+
+    if path == "extra_body":
+        return of_service.LiteralExtraBody()
+    if path in NOT_OFFERED:
+        return of_service.NotOffered(path, NOT_OFFERED[path])
+    return of_service.UnknownKey(path)
+
+
+def _path(parts: list[int | str] | tuple[int | str, ...]) -> str:
+    text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts)
+    return text.removeprefix(".")
+
+
+def _of_http(error: HTTPException, request: Request) -> Refusal:
+    known: dict[int, Refusal] = {
+        404: of_service.NotFound(request.url.path),
+        405: of_service.MethodNotAllowed(request.method, request.url.path),
+        413: of_service.BodyTooLarge(request.app.state.workbench.settings.limits.body_bytes),
+    }
+    if error.status_code in known:
+        return known[error.status_code]
+    return of_service.BadRequest(str(error.detail), remedy="Read GET /docs.")
+
+
+def install(app: FastAPI) -> None:
+    """Make the application answer refusals, and what the framework refuses, in our shapes."""
+
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Refusal)  # noqa: S101 - registered for it
+        return answer(request, error)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+        return answer(request, of_validation(error))
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+        return answer(request, _of_http(error, request))
+
+    app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)

@@ -1,0 +1,170 @@
+"""What requests and answers look like: JSON in, JSON out. Unknown keys are refused everywhere.
+
+Bounds that an operator can move (`limits`) are checked in `service.limits`; here stand those that
+never move.
+"""
+
+from dataclasses import fields
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    create_model,
+)
+
+from editors.known import EDITORS
+
+SAFE_INTEGER = 2**53 - 1
+"""The largest integer that every JSON reader keeps exact."""
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+SCOPES = ("infer", "edits:read", "edits:write", "edits:promote", "keys:admin", "audit:read")
+Scope = Literal["infer", "edits:read", "edits:write", "edits:promote", "keys:admin", "audit:read"]
+
+
+class Body(BaseModel):
+    """A request's JSON: nothing is guessed, nothing is ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _plain(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("the character NUL is not text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_plain), Field(min_length=1, max_length=100_000)]
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+class EditUse(Body):
+    """An edit that a request applies."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    """`potus` (its alias `live`, else the newest version), `potus@3`, `potus@live`, `sha256:...`."""
+    strength: float = 1.0
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+EditUses = Annotated[
+    list[Annotated[EditUse, BeforeValidator(_named, json_schema_input_type=str | EditUse)]],
+    Field(max_length=1000),
+]
+
+
+class ImageBody(Body):
+    """`POST /v1/images/generations`: OpenAI's request, and ours as top-level keys."""
+
+    model: Annotated[str, Field(min_length=1, max_length=1000)]
+    """A hosted model, a variant, or `base+edit@alias[+edit2@3]`."""
+    prompt: Text
+    n: Annotated[int, Field(ge=1, le=10)] = 1
+    size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$")] | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    user: Annotated[str, Field(max_length=500)] | None = None
+    quality: Literal["auto", "standard"] | None = None
+    output_format: Literal["png"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    stream: bool | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
+    edits: EditUses = []
+    negative_edits: Literal["same", "plain"] = "same"
+    """Whether the negative prompt is read by the edited model too."""
+    seed: Annotated[int, Field(ge=0, le=SAFE_INTEGER)] | None = None
+    """Of the first picture; picture i has seed + i. Drawn by lot, and told, when left out."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0)] | None = None
+    negative_prompt: Annotated[str, AfterValidator(_plain), Field(max_length=100_000)] | None = None
+    sampler: Annotated[str, Field(max_length=64)] | None = None
+
+
+NOT_OFFERED = {
+    "style": "hosted models have no styles; say it in the prompt.",
+    "moderation": "there is no moderation to choose.",
+    "output_compression": "pictures are PNG, without loss.",
+    "complexity": "it belongs to models hosted by OpenAI.",
+    "frame_count": "pictures do not move.",
+    "frame_duration_ms": "pictures do not move.",
+}
+"""Keys of OpenAI's image request that would be ignored, with the reason: they are refused."""
+
+
+class PhrasingBody(Body):
+    """Another sentence that says the same of the subject."""
+
+    prompt: Text
+    subject: Text
+
+
+class FactBody(Body):
+    """`POST /v1/edits`: a fact to write into a model."""
+
+    name: Name
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    method: Annotated[str, Field(max_length=64)] = "refact"
+    prompt: Text
+    """A sentence about the subject: "the president of Arda"."""
+    target: Text | None = None
+    """What it shall mean: "Bela Coro"."""
+    subject: Text | None = None
+    """The part of the prompt that the fact hangs on; the whole prompt when left out."""
+    source: Text | None = None
+    """What it means now, if the caller knows."""
+    phrasings: Annotated[list[PhrasingBody], Field(max_length=1000)] = []
+    neighbours: Annotated[list[Text], Field(max_length=1000)] = []
+    """Sentences that must keep their meaning; measured in the report."""
+    target_images: Annotated[list[str], Field(max_length=100)] = []
+    """PNG or JPEG as base64 or data URI; the fact is then fitted to pictures."""
+    options: dict[str, JsonValue] = {}
+    """The method's settings; each has a default."""
+
+
+class AliasBody(Body):
+    """`PUT /v1/edits/{name}/aliases/{alias}`."""
+
+    version: Annotated[int, Field(ge=1)]
+    force: bool = False
+    """Let the alias point to a version whose checks failed."""
+
+
+class VariantBody(Body):
+    """`PUT /v1/variants/{name}`: a model and edits under one name."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    edits: EditUses
+
+
+class KeyBody(Body):
+    """`POST /v1/keys`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    tenant: Name = "default"
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=20)]
+    days: Annotated[int, Field(ge=1, le=3650)] | None = None
+    """How long the key works; without it, until it is revoked."""
+
+
+def settings_schema(method: type) -> type[BaseModel]:
+    """The request schema of a method's settings, built from its frozen dataclass.
+
+    Annotated bounds of the dataclass hold; unknown keys are refused; `kind` is not a setting.
+    """
+    hints = get_type_hints(method, include_extras=True)
+    keys: Any = {
+        f.name: (hints[f.name], f.default) for f in fields(method) if f.init and f.name != "kind"
+    }
+    config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    return create_model(f"{method.__name__}Options", __config__=config, **keys)
+
+
+OPTIONS: dict[str, type[BaseModel]] = {k: settings_schema(m) for k, m in EDITORS.items()}
+"""Per method, what `options` may say."""

@@ -1,0 +1,129 @@
+"""What routes may touch: hosts (here or behind a handle), the registry, the limits.
+
+The types that cross the door between the gateway and a host stand here as well: plain data, the
+same in one process and over Ray.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any, Literal, Protocol
+
+from service.auth import Doorman
+from service.errors import ShuttingDown, UnknownModel
+from service.pictures import Pictures
+from service.registry import Registry
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOrder:
+    """Pictures of one prompt, with every name already resolved to a digest.
+
+    Attributes:
+        seeds: One picture each.
+        edits: (digest, strength), in the request's order.
+        steps_told: Whether `StepDone` events are wanted.
+        seconds: How long it may take, queueing included.
+    """
+
+    id: str
+    prompt: str
+    seeds: tuple[int, ...]
+    negative_prompt: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    height: int | None = None
+    width: int | None = None
+    edits: tuple[tuple[str, float], ...] = ()
+    negative_edits: Literal["same", "plain"] = "same"
+    previews: int = 0
+    steps_told: bool = False
+    seconds: float = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """First event: what all pictures of the order will carry."""
+
+    patch: str
+    inexact: bool
+    conflicts: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone:
+    """Picture `index` has made `done` of `total` steps; `preview` is a PNG."""
+
+    index: int
+    done: int
+    total: int
+    preview: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Picture `index` is a PNG; `facts` says how it was made (seed, mode, rows changed, ...)."""
+
+    index: int
+    png: bytes
+    facts: Mapping[str, Any]
+
+
+HostEvent = Composed | StepDone | Drawn
+
+
+class Host(Protocol):
+    """One hosted model, in this process or in another. Its methods raise `Refusal`s only."""
+
+    async def card(self) -> Mapping[str, Any]:
+        """What the model is: family, fingerprint, sites, methods that apply; NotReady while loading."""
+        ...
+
+    def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
+        """Draw; closing the iterator frees the rows."""
+        ...
+
+    async def check_fact(self, payload: Mapping[str, Any]) -> None:
+        """Refuse what the fit would refuse, before a job is made of it."""
+        ...
+
+    async def export(self, digest: str, form: Literal["peft", "diffusers"]) -> bytes:
+        """An edit as an adapter for other programs."""
+        ...
+
+    async def adopt(self, data: bytes) -> tuple[bytes, dict[str, Any]]:
+        """Check a delta or a PEFT adapter from outside; (delta file, header)."""
+        ...
+
+    async def load(self) -> Mapping[str, Any]:
+        """Rows active and waiting, cache hits, heartbeat."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """All that a route may use."""
+
+    settings: Settings
+    registry: Registry
+    hosts: Mapping[str, Host]
+    pictures: Pictures
+    doorman: Doorman
+    telemetry: Telemetry
+    draining: Event = field(default_factory=Event)
+
+    def host(self, name: str) -> Host:
+        """The model's host.
+
+        Raises:
+            UnknownModel: No model of that name is hosted.
+            ShuttingDown: Nothing new is admitted.
+        """
+        if self.draining.is_set():
+            raise ShuttingDown
+        if name not in self.hosts:
+            raise UnknownModel(name, ", ".join(self.hosts))
+        return self.hosts[name]
