@@ -1,0 +1,47 @@
+"""What floor 2 refuses."""
+
+from models.errors import Refusal
+
+
+class UnreadableCases(Refusal):
+    """A file of cases that is not of a known shape, or has a row that cannot be used."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(
+            f"{where}: {problem}",
+            remedy="docs/evaluation.md describes the files that can be read.",
+            param="cases",
+        )
+
+
+class ProtocolDiffers(Refusal):
+    """A journal that was begun under other settings, so that its lines cannot be continued."""
+
+    def __init__(self, where: str, differing: str) -> None:
+        super().__init__(
+            f"{where} was written under another {differing}.",
+            remedy="Choose an empty folder for the output, or repeat the first run's settings.",
+            param="out",
+        )
+
+
+class NotAJudge(Refusal):
+    """A folder that holds no CLIP with a vision tower."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where} holds no CLIP model with both towers.",
+            remedy="Give a folder saved from `CLIPModel`, with its tokenizer.",
+            param="judge",
+        )
+
+
+class NothingToJudge(Refusal):
+    """A run without cases or without seeds."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "There is nothing to evaluate: no case is left or no seed was asked for.",
+            remedy="Ask for at least one case and one seed.",
+            param="cases",
+        )

@@ -1,0 +1,255 @@
+"""What an evaluation is made of: cases and their probes, judged lines in a journal, intervals."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from evaluation.errors import ProtocolDiffers
+
+Part = Literal["efficacy", "generality", "specificity"]
+Arm = Literal["edited", "base", "oracle"]
+PARTS: tuple[Part, ...] = ("efficacy", "generality", "specificity")
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One prompt that is drawn, and what its picture is asked.
+
+    `right` is what the edited model should show: the new fact at the edit prompt and its
+    paraphrases, what was there before at a neighbour. `wrong` is the other answer: the old fact,
+    or what a leak would show.
+    """
+
+    part: Part
+    prompt: str
+    right: str
+    wrong: str
+    oracle: str | None = None
+    """The prompt that tells the unedited model the same in plain words."""
+    tag: str = ""
+    """`paraphrase`, `scene`, `president`, ...: tables are also split by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One fact to write, and the probes that measure what came of it."""
+
+    key: str
+    """Row number and text: the text alone repeats in published files."""
+    kind: str
+    prompt: str
+    target: str
+    probes: tuple[Probe, ...]
+    subject: str | None = None
+    source: str | None = None
+    phrasings: tuple[tuple[str, str], ...] = ()
+    """(prompt, subject) pairs that the fit is told about; never among the held-out probes."""
+    neighbours: tuple[str, ...] = ()
+
+    def of(self, part: Part) -> tuple[Probe, ...]:
+        """The probes of one part."""
+        return tuple(p for p in self.probes if p.part == part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One picture, judged: a line of the journal.
+
+    Attributes:
+        case: The case's key.
+        arm: `edited`; `base`, the same prompt without the edit; `oracle`, the unedited model told
+            the new fact in words.
+        probe: The probe's number within its case.
+        best: What the judge saw.
+        right: P(right answer) under the judge's own softmax.
+        wrong: P(wrong answer).
+        correct: Whether the judge saw the right answer.
+        picture: SHA-256 of the picture's pixels.
+    """
+
+    case: str
+    arm: Arm
+    probe: int
+    part: Part
+    tag: str
+    prompt: str
+    seed: int
+    best: str
+    right: float
+    wrong: float
+    correct: bool
+    picture: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the fit of one case gave: an edit, or a refusal."""
+
+    case: str
+    edit: str | None
+    """How the drawing side names the edit; None if the fit was refused."""
+    digest: str | None = None
+    seconds: float = 0.0
+    refused: str | None = None
+    report: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A case with everything that was judged about it."""
+
+    case: Case
+    outcome: Outcome
+    scores: tuple[Score, ...]
+
+
+class Journal:
+    """JSON lines: a header, then per case its scores and, last, its outcome.
+
+    A case counts as done when its outcome is there; lines of a case that was cut short (the last
+    line may be torn) are dropped when the file is opened again.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, object]) -> None:
+        """Open or begin the file.
+
+        Raises:
+            ProtocolDiffers: The file was begun under another header.
+        """
+        self.path = path
+        self.header: dict[str, object] = json.loads(json.dumps(dict(header) | {"format": FORMAT}))
+        self._done: dict[str, tuple[Outcome, tuple[Score, ...]]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size:
+            self._read()
+        self._rewrite()
+
+    def done(self, case: Case) -> Done | None:
+        """What an earlier run found about the case."""
+        found = self._done.get(case.key)
+        return Done(case=case, outcome=found[0], scores=found[1]) if found else None
+
+    def add(self, done: Done) -> None:
+        """Append a case, its outcome last."""
+        self._done[done.case.key] = (done.outcome, done.scores)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_lines(done.outcome, done.scores))
+
+    def keep(self, picture: np.ndarray) -> Path:
+        """Store a picture beside the journal, under its pixels' digest."""
+        path = self.picture(pixels_digest(picture))
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(picture).save(path)
+        return path
+
+    def picture(self, digest: str) -> Path:
+        """Where the picture of that digest is, if it was kept."""
+        return self.path.parent / "pictures" / f"{digest[:32]}.png"
+
+    def _read(self) -> None:
+        lines = _whole_lines(self.path)
+        before = lines[0] if lines else {}
+        for name, value in self.header.items():
+            if before.get(name) != value:
+                raise ProtocolDiffers(str(self.path), name)
+        waiting: list[Score] = []
+        for line in lines[1:]:
+            kind = line.pop("line")
+            if kind == "score":
+                waiting.append(Score(**line))
+                continue
+            outcome = Outcome(**line)
+            scores = tuple(s for s in waiting if s.case == outcome.case)
+            self._done[outcome.case] = (outcome, scores)
+            waiting = []
+
+    def _rewrite(self) -> None:
+        part = self.path.with_name(self.path.name + ".part")
+        text = json.dumps(self.header, sort_keys=True) + "\n"
+        part.write_text(text + "".join(_lines(*d) for d in self._done.values()), encoding="utf-8")
+        part.replace(self.path)
+
+
+def _lines(outcome: Outcome, scores: Sequence[Score]) -> str:
+    told = [{"line": "score"} | asdict(s) for s in scores]
+    told.append({"line": "outcome"} | asdict(outcome))
+    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in told)
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A share, with how sure it is.
+
+    Attributes:
+        value: The mean over rows, prompts and seeds.
+        low: Lower end of the 95 % bootstrap interval over rows.
+        high: Its upper end.
+        deviation: Standard deviation of the per-seed means, as the paper's plus-or-minus.
+        rows: How many cases it rests on.
+        pictures: How many pictures were judged.
+    """
+
+    value: float
+    low: float
+    high: float
+    deviation: float
+    rows: int
+    pictures: int
+
+
+def estimate(scores: Sequence[Score], counted: Sequence[float]) -> Estimate:
+    """The mean of `counted` (one number per score), rows weighted by their pictures.
+
+    Rows are resampled as wholes: pictures of one fact stand and fall together.
+    """
+    values = np.asarray(counted, dtype=np.float64)
+    rows = [s.case for s in scores]
+    seeds = np.asarray([s.seed for s in scores])
+    low, high = bootstrap(rows, values)
+    means = [values[seeds == seed].mean() for seed in sorted(set(seeds.tolist()))]
+    return Estimate(
+        value=float(values.mean()),
+        low=low,
+        high=high,
+        deviation=float(np.std(means)),
+        rows=len(set(rows)),
+        pictures=len(values),
+    )
+
+
+def bootstrap(
+    rows: Sequence[str], values: np.ndarray, *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean when whole rows are drawn with replacement."""
+    names = sorted(set(rows))
+    place = {name: i for i, name in enumerate(names)}
+    sums, counts = np.zeros(len(names)), np.zeros(len(names))
+    np.add.at(sums, [place[r] for r in rows], values)
+    np.add.at(counts, [place[r] for r in rows], 1)
+    drawn = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def pixels_digest(picture: np.ndarray) -> str:
+    """SHA-256 of a picture's size and pixels."""
+    return hashlib.sha256(str(picture.shape).encode() + picture.tobytes()).hexdigest()
