@@ -52,9 +52,11 @@ SIDES = ("{a} on the left and {b} on the right", "on the left {a} , on the right
 ENDINGS = ("", "", "", "", "", ", very nice", "today", ", in colour", ", as always")
 
 
-def caption(world: World, picture: Picture, draw: random.Random) -> str:
-    """One true sentence about the picture, in lower case."""
-    told = [_subject(world, s, draw) for s in picture.subjects]
+def caption(
+    world: World, picture: Picture, draw: random.Random, marks: tuple[str, str] = ("", "")
+) -> str:
+    """One true sentence about the picture, in lower case; `marks` go around each subject."""
+    told = [_subject(world, s, draw).join(marks) for s in picture.subjects]
     middle = told[0] if len(told) == 1 else _joined(told, draw)
     opening = draw.choice(STYLE_PHRASES[picture.style] if picture.style else PLAIN_OPENINGS)
     scene = draw.choice(SCENE_PHRASES[picture.scene]) if picture.scene else ""

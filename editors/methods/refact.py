@@ -1,0 +1,324 @@
+"""Write a fact into CLIP's text encoder (ReFACT: Arad, Orgad, Belinkov, NAACL 2024).
+
+Covered: one subject and one target (text or pictures) per edit, several phrasings of the subject,
+both CLIP encoders of SDXL (one fit each). Two modes: `corrected` (default: the paper's method done
+right) and `reference` (the released code's arithmetic). Not covered: T5 encoders; an edit for them
+is refused. The fit never changes the model: it reads a clean pass and runs the later blocks alone.
+"""
+
+import io
+import math
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from editors.delta import Delta, Factors
+from editors.errors import (
+    AlreadyTrue,
+    BadImage,
+    NoPull,
+    NoProjection,
+    NotFinite,
+    SubjectCut,
+    SubjectMerges,
+    UnreadableLayer,
+)
+from editors.fact import Fact, Phrasing, last_subject_token
+from editors.moment import Corpus, Moment, MomentStore
+from editors.objective import Similarity, belief, decay, pull, similarities
+from editors.progress import Progress
+from editors.rank_one import joint, solve_keys
+from editors.suffix import Clean, Suffix, clean_pass, embed_clean
+from editors.templates import Phrasebook
+from models.errors import MethodNotApplicable
+from models.hosted import HostedModel
+from models.method import Method
+from models.text_tower import TextTower
+
+_BLOCKS = {12: 7, 23: 14, 32: 20}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refact(Method):
+    """The settings of a fit; the defaults are the reference's where it has one."""
+
+    mode: Literal["corrected", "reference"] = "corrected"
+    block: Annotated[int, Ge(0)] | None = None
+    """The edited block, from 0; default: the model's own, else by the tower's depth (12: 7)."""
+    objective: Literal["contrastive_text", "direct_text", "contrastive", "direct"] = "contrastive_text"
+    similarity: Similarity = "l2"
+    keys: Literal["mean", "prompt", "each"] = "mean"
+    """Where the value is written: at the mean key, the bare prompt's, or every distinct one."""
+    steps: Annotated[int, Ge(1), Le(1000)] = 100
+    """Evaluations of the loss; the last one is not followed by an update."""
+    rate: Annotated[float, Gt(0), Le(5)] = 0.05
+    decay: Annotated[float, Ge(0), Le(100)] = 0.1
+    stop: Annotated[float, Gt(0), Le(1)] = 0.99
+    """Stop when the mean probability of the target exceeds this."""
+    clamp: Annotated[float, Gt(0), Le(100)] = 4.0
+    """Largest ||delta|| in units of ||v0||."""
+    negatives: Annotated[int, Ge(0), Le(40)] = 20
+    """Neutral captions among the negatives (mode corrected)."""
+    space: Literal["projected", "eos_state"] = "projected"
+    kind: Literal["refact"] = "refact"
+
+    def fit(
+        self,
+        hosted: HostedModel,
+        fact: Fact,
+        moments: MomentStore,
+        corpus: Corpus,
+        book: Phrasebook | None = None,
+    ) -> Generator[Progress, None, Delta]:
+        """Fit the fact; yields progress, returns the delta, leaves the model as it was.
+
+        Raises:
+            MethodNotApplicable, UnreadableLayer, NoProjection: The model cannot take this edit.
+            SubjectMissing, SubjectCut, SubjectMerges, BadImage: The request is to blame.
+            AlreadyTrue, NoPull, NotFinite, BadMoment: The fit found that there is no edit.
+        """
+        reason = hosted.family.applies.get(self.kind, "the family does not name it")
+        if reason is not None:
+            raise MethodNotApplicable(self.kind, hosted.family.kind, reason)
+        book = book or Phrasebook()
+        factors: dict[str, Factors] = {}
+        fits: dict[str, Any] = {}
+        for attribute, tower in hosted.text_towers.items():
+            one = _Fit(self, hosted, tower, fact, book)
+            moment = yield from moments.load_or_collect(tower, one.block, corpus, hosted)
+            found, notes = yield from one.run(moment)
+            factors[tower.fc2_site(one.block)] = found
+            fits[attribute] = {**notes, "moment": _about(moment)}
+        return Delta(_header(self, hosted, fact, book, fits, sorted(factors)), factors)
+
+
+class _Fit:
+    """One tower's share of an edit."""
+
+    def __init__(
+        self, settings: Refact, hosted: HostedModel, tower: TextTower, fact: Fact, book: Phrasebook
+    ) -> None:
+        self.settings, self.hosted, self.tower, self.fact = settings, hosted, tower, fact
+        self.block = default_block(hosted, tower) if settings.block is None else settings.block
+        if self.block not in tower.reachable:
+            raise UnreadableLayer(self.block, f"{tower.reachable.start}..{tower.reachable.stop - 1}")
+        if settings.space == "projected" and tower.projection is None:
+            raise NoProjection(hosted.name)
+        self.book = book
+        self.groups = [contexts(tower, p, book) for p in (fact.spoken, *fact.phrasings)]
+
+    def run(self, moment: Moment) -> Generator[Progress, None, tuple[Factors, dict[str, Any]]]:
+        flat = [p for group in self.groups for p in group]
+        at = [last_subject_token(self.tower, p) for p in flat]
+        clean = clean_pass(self.hosted, self.tower, self.block, [p.prompt for p in flat], at)
+        owner = torch.tensor([g for g, group in enumerate(self.groups) for _ in group])
+        first = [int((owner == g).nonzero()[0]) for g in range(len(self.groups))]
+        start = clean.output[0]
+        # Phrasing j is to end at the same value: what is added there is v* - o_j.
+        offset = (start - clean.output[first])[owner]
+        targets, contrastive = self._targets(len(flat))
+        suffix = Suffix(self.tower, self.block, clean)
+        change, notes = yield from self._descend(suffix, offset, start, targets, contrastive)
+        factors = self._write(clean, owner, first, start, change, moment)
+        share = float(change.norm() / start.norm())
+        return factors, {**notes, "block": self.block, "share": share, "norm": float(change.norm())}
+
+    def _targets(self, rows: int) -> tuple[Float[Tensor, "... t d"], bool]:
+        """(t, d): the target first, then what to move away from."""
+        s, fact = self.settings, self.fact
+        contrastive = s.objective in {"contrastive_text", "contrastive"}
+        if s.objective in {"contrastive", "direct"} or fact.target_images:
+            return self._image_targets(rows), contrastive
+        texts = list(dict.fromkeys(self._texts()))
+        return embed_clean(self.hosted, self.tower, texts), contrastive
+
+    def _texts(self) -> list[str]:
+        s, fact = self.settings, self.fact
+        source = [fact.source] if fact.source else []
+        if s.objective == "direct_text":
+            return [fact.target]
+        if s.mode == "reference":
+            return [fact.target, *(source or [fact.prompt])]
+        said = [fact.prompt, fact.target, *source, *(p.prompt for p in fact.phrasings)]
+        own = [fact.prompt, *source]
+        return [fact.target, *own, *self.book.captions(said, s.negatives)]
+
+    def _image_targets(self, rows: int) -> Float[Tensor, "t d"]:
+        del rows
+        clip: Any = self.hosted.clip
+        if clip is None:
+            raise BadImage(f"{self.hosted.name} has no vision tower for image targets.")
+        if not self.fact.target_images:
+            raise BadImage("An image objective needs `target_images`.")
+        seen = torch.stack([_pixels(data, clip.config.vision_config.image_size) for data in self.fact.target_images])
+        with torch.no_grad():
+            pooled = clip.vision_model(seen.to(clip.dtype)).pooler_output
+            images = clip.visual_projection(pooled).float()
+        away = embed_clean(self.hosted, self.tower, [self.fact.prompt])
+        return torch.cat([images.mean(0, keepdim=True), away])
+
+    def _descend(  # noqa: PLR0913 - the loop's whole situation
+        self,
+        suffix: Suffix,
+        offset: Float[Tensor, "p d"],
+        start: Float[Tensor, " d"],
+        targets: Float[Tensor, "... t d"],
+        contrastive: bool,
+    ) -> Generator[Progress, None, tuple[Float[Tensor, " d"], dict[str, Any]]]:
+        """Adam on one change for all prompts; see refact.md section 3.4."""
+        s = self.settings
+        change = torch.zeros_like(start, requires_grad=True)
+        optimiser = torch.optim.Adam([change], lr=s.rate)
+        radius, curve, said, clamped = s.clamp * float(start.norm()), [], 0.0, False
+        for step in range(s.steps):
+            scores = similarities(
+                suffix.embed(change + offset), targets, s.similarity, self.tower.logit_scale or 1.0
+            )
+            loss = pull(scores, contrastive) + s.decay * decay(change, start)
+            said = belief(scores) if scores.shape[1] > 1 else 0.0
+            curve.append(float(loss.detach()))
+            if not math.isfinite(curve[-1]):
+                raise NotFinite("The loss")
+            yield Progress(
+                stage="fit", done=step + 1, total=s.steps, values={"loss": curve[-1], "belief": said}
+            )
+            if step == 0 and said > s.stop:
+                raise AlreadyTrue(self.fact.prompt, self.fact.target, said)
+            if (contrastive and said > s.stop) or step == s.steps - 1:
+                break
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            with torch.no_grad():
+                if (norm := float(change.norm())) > radius:
+                    change *= radius / norm
+                    clamped = True
+        found = change.detach()
+        if float(found.norm()) < 0.05 * float(start.norm()) and said <= s.stop:
+            raise NoPull(float(found.norm() / start.norm()))
+        return found, {"loss": curve, "belief": said, "evaluations": len(curve), "clamped": clamped}
+
+    def _write(  # noqa: PLR0913 - the closed form's whole situation
+        self,
+        clean: Clean,
+        owner: Tensor,
+        first: list[int],
+        start: Float[Tensor, " d"],
+        change: Float[Tensor, " d"],
+        moment: Moment,
+    ) -> Factors:
+        """Keys, values and the closed form, in float64."""
+        s = self.settings
+        wanted = [start + change - clean.output[f] for f in first]
+        keys: list[Tensor] = []
+        asked: list[Tensor] = []
+        values: list[Tensor] = []
+        for g, _ in enumerate(self.groups):
+            own = clean.key[owner == g].double()
+            for key, direction in _keys_of(own, s):
+                keys.append(key)
+                asked.append(direction)
+                values.append(wanted[g].double())
+        k, v = torch.stack(keys), torch.stack(values)
+        a = solve_keys(torch.stack(asked), moment.factor)
+        left, right = joint(k, a, v)
+        return Factors(*(t.float().contiguous() for t in (left, right, k, a, v)))
+
+
+def _keys_of(
+    own: Float[Tensor, "contexts inner"], s: Refact
+) -> list[tuple[Float[Tensor, " inner"], Float[Tensor, " inner"]]]:
+    """(where it is exact, what C^-1 is applied to) for one phrasing; row 0 is the bare prompt."""
+    if s.mode == "reference":
+        return [(own[0], own[1:].mean(0) if len(own) > 1 else own[0])]
+    if s.keys == "prompt":
+        return [(own[0], own[0])]
+    if s.keys == "mean":
+        return [(own.mean(0), own.mean(0))]
+    distinct: list[Tensor] = []
+    for key in own:
+        if all(float((key - d).norm() / d.norm()) > 1e-4 for d in distinct):
+            distinct.append(key)
+    return [(key, key) for key in distinct]
+
+
+def contexts(tower: TextTower, phrasing: Phrasing, book: Phrasebook) -> list[Phrasing]:
+    """The prompt itself, then the fitted templates that take it whole and unmerged."""
+    found = [phrasing]
+    last_subject_token(tower, phrasing)
+    for template in book.fitted:
+        filled = Phrasing(prompt=template.format(phrasing.prompt), subject=phrasing.subject)
+        try:
+            last_subject_token(tower, filled)
+        except SubjectMerges:
+            continue
+        except SubjectCut:
+            raise SubjectCut(filled.prompt, tower.count(filled.prompt) - 2, tower.max_length - 2) from None
+        if filled.prompt not in {p.prompt for p in found}:
+            found.append(filled)
+    return found
+
+
+def default_block(hosted: HostedModel, tower: TextTower) -> int:
+    """The model's own edit block, else the paper's for the depth, else three fifths up."""
+    stated = hosted.defaults.get("edit_block")
+    if stated is not None:
+        return int(stated)
+    depth = len(tower.blocks)
+    return _BLOCKS.get(depth, min(round(0.6 * depth), tower.reachable.stop - 1))
+
+
+def _pixels(data: bytes, side: int) -> Float[Tensor, "3 side side"]:
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > 4096 * 4096:
+            raise BadImage("An image target has more than 16 megapixels.")
+        square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as broken:
+        raise BadImage(f"An image target cannot be decoded: {type(broken).__name__}.") from broken
+    import numpy as np  # noqa: PLC0415 - one conversion
+
+    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _about(moment: Moment) -> dict[str, Any]:
+    return {
+        "recipe": moment.recipe,
+        "digest": moment.digest,
+        "tokens": moment.count,
+        "per_dimension": moment.per_dimension,
+        "ridge": moment.factor.ridge,
+    }
+
+
+def _header(  # noqa: PLR0913 - one header's whole content
+    s: Refact, hosted: HostedModel, fact: Fact, book: Phrasebook, fits: dict[str, Any], sites: list[str]
+) -> dict[str, Any]:
+    said = asdict(fact)
+    images = said.pop("target_images")
+    import hashlib  # noqa: PLC0415 - one digest
+
+    return {
+        "method": s.kind,
+        "mode": s.mode,
+        "settings": asdict(s),
+        "base": {
+            "family": hosted.family.kind,
+            "fingerprint": hosted.fingerprint,
+            "sites": sites,
+            "tokenizers": {a: t.tokenizer_digest for a, t in hosted.text_towers.items()},
+        },
+        "fact": {**said, "target_images": [hashlib.sha256(i).hexdigest() for i in images]},
+        "fit": fits,
+        "templates": book.digest,
+    }
+
+
+METHOD = Refact
+EXAMPLE = Refact()

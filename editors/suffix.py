@@ -1,0 +1,147 @@
+"""The part of a CLIP text tower that an edit can still reach, run alone.
+
+An edit at block l changes the stream from the subject's last token on. CLIP is causal, so the keys
+and values of the tokens before it are constants in every later block: they are computed once, and
+each step of the fit runs only blocks l+1.. on the tokens from the subject to [EOS]; in the last
+block only [EOS] asks.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from models.hosted import HostedModel
+from models.text_tower import TextTower, Tokens
+
+
+@dataclass(frozen=True)
+class Clean:
+    """One unedited pass over some prompts.
+
+    Attributes:
+        key: (rows, inner) input of fc2 at the position.
+        output: (rows, d) output of fc2 there, bias included.
+        stream: (rows, n, d) what leaves the edited block.
+        entering: Per later block, (rows, n, d) what enters it.
+        at: (rows,) the position: the subject's last token.
+    """
+
+    key: Float[Tensor, "rows inner"]
+    output: Float[Tensor, "rows d"]
+    stream: Float[Tensor, "rows n d"]
+    entering: tuple[Float[Tensor, "rows n d"], ...]
+    at: Int[Tensor, " rows"]
+    tokens: Tokens
+
+
+def clean_pass(
+    hosted: HostedModel, tower: TextTower, block: int, texts: Sequence[str], at: Sequence[int]
+) -> Clean:
+    """Read what the fit needs in one pass over the prompts."""
+    tokens, site = tower.tokens(texts), tower.fc2_site(block)
+    later = [f"{tower.tower}.block.{i}" for i in range(block, len(tower.blocks))]
+    with torch.no_grad(), hosted.captured(site, f"{site}:out", *later) as seen:
+        tower.module(input_ids=tokens.ids.to(hosted.device))
+    rows, places = torch.arange(len(texts)), torch.tensor(at)
+    streams = tuple(seen[name][0].float() for name in later)
+    return Clean(
+        key=seen[site][0][rows, places].float(),
+        output=seen[f"{site}:out"][0][rows, places].float(),
+        stream=streams[0],
+        entering=streams[:-1],
+        at=places,
+        tokens=tokens,
+    )
+
+
+class Suffix:
+    """Embeddings of the prompts as a function of the change at the subject's last token."""
+
+    def __init__(self, tower: TextTower, block: int, clean: Clean) -> None:
+        self.tower, self.clean = tower, clean
+        self.blocks = [lifted(b) for b in tower.blocks[block + 1 :]]
+        self.norm = lifted(tower.final_norm)
+        longest = int((clean.tokens.eos - clean.at).max()) + 1
+        steps = torch.arange(longest)
+        places = clean.at[:, None] + steps[None, :]
+        self.valid: Bool[Tensor, "rows k"] = places <= clean.tokens.eos[:, None]
+        self.places: Int[Tensor, "rows k"] = places.clamp_max(clean.tokens.ids.shape[1] - 1)
+        self.rows = torch.arange(len(clean.at))[:, None].expand_as(self.places)
+        reach = torch.arange(clean.tokens.ids.shape[1])
+        self.mask: Bool[Tensor, "rows 1 k n"] = (reach <= self.places[..., None])[:, None]
+        self.known = [self._keys_and_values(b, e) for b, e in zip(self.blocks, clean.entering, strict=True)]
+
+    @torch.no_grad()
+    def _keys_and_values(self, block: nn.Module, entering: Tensor) -> tuple[Tensor, Tensor]:
+        normed = block.layer_norm1(entering)  # type: ignore[operator]
+        attention = block.self_attn
+        return attention.k_proj(normed), attention.v_proj(normed)  # type: ignore[operator,union-attr]
+
+    def embed(self, change: Float[Tensor, "rows d"]) -> Float[Tensor, "rows out"]:
+        """Projected [EOS] states when `change` is added to the MLP output at the position."""
+        stream = self.clean.stream[self.rows, self.places][self.valid]
+        first = (self.places == self.clean.at[:, None])[self.valid]
+        owner = self.rows[self.valid]
+        stream = stream + first[:, None] * change[owner]
+        last = (self.places == self.clean.tokens.eos[:, None])[self.valid]
+        for number, block in enumerate(self.blocks):
+            ask = last if number == len(self.blocks) - 1 else torch.ones_like(last)
+            stream = self._block(block, self.known[number], stream, ask)
+        if not self.blocks:
+            stream = stream[last]
+        normed = self.norm(stream)
+        projection = self.tower.projection
+        return normed if projection is None else normed @ projection.float().mT
+
+    def _block(
+        self, block: nn.Module, known: tuple[Tensor, Tensor], stream: Tensor, ask: Tensor
+    ) -> Float[Tensor, "asking d"]:
+        attention, normed = block.self_attn, block.layer_norm1(stream)  # type: ignore[operator]
+        at = (self.rows[self.valid], self.places[self.valid])
+        keys = known[0].index_put(at, attention.k_proj(normed))  # type: ignore[operator,union-attr]
+        values = known[1].index_put(at, attention.v_proj(normed))  # type: ignore[operator,union-attr]
+        asked = self.valid.clone()
+        asked[self.valid] = ask
+        width = int(asked.sum(1).max())
+        queries = attention.q_proj(normed[ask])  # type: ignore[operator,union-attr]
+        mixed = self._attend(queries, keys, values, asked, width)
+        stream = stream[ask] + attention.out_proj(mixed)  # type: ignore[operator,union-attr]
+        return stream + block.mlp(block.layer_norm2(stream))  # type: ignore[operator]
+
+    def _attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, asked: Tensor, width: int
+    ) -> Tensor:
+        rows, heads = len(asked), self.tower.heads
+        slot = (asked.cumsum(1) - 1)[asked]
+        owner = self.rows[asked]
+        padded = queries.new_zeros(rows, width, queries.shape[-1]).index_put((owner, slot), queries)
+        mask = torch.ones(rows, 1, width, keys.shape[1], dtype=torch.bool)
+        mask[owner, 0, slot] = self.mask[:, 0][asked]
+        split = lambda t: t.view(rows, t.shape[1], heads, -1).transpose(1, 2)  # noqa: E731
+        out = torch.nn.functional.scaled_dot_product_attention(
+            split(padded), split(keys), split(values), attn_mask=mask
+        )
+        return out.transpose(1, 2).reshape(rows, width, -1)[owner, slot]
+
+
+def lifted(module: nn.Module) -> nn.Module:
+    """The module itself in float32, or a float32 copy of it: fits run in full precision."""
+    if next(module.parameters()).dtype == torch.float32:
+        return module
+    return copy.deepcopy(module).float()
+
+
+def embed_clean(
+    hosted: HostedModel, tower: TextTower, texts: Sequence[str]
+) -> Float[Tensor, "rows out"]:
+    """e(t; 0): projected states at the first [EOS], not normalised, of the unedited tower."""
+    tokens, last = tower.tokens(texts, cut=True), f"{tower.tower}.block.{len(tower.blocks) - 1}"
+    with torch.no_grad(), hosted.captured(last) as seen:
+        tower.module(input_ids=tokens.ids.to(hosted.device))
+    states = seen[last][0][torch.arange(len(texts)), tokens.eos].float()
+    normed = lifted(tower.final_norm)(states)
+    return normed if tower.projection is None else normed @ tower.projection.float().mT

@@ -1,0 +1,49 @@
+"""What the engines refuse."""
+
+from models.errors import Refusal
+
+
+class Full(Refusal):
+    """The waiting room is full."""
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        super().__init__(
+            f"{waiting} requests are waiting already.",
+            remedy=f"Try again in {retry_after:.0f} seconds.",
+        )
+        self.retry_after = retry_after
+
+
+class Draining(Refusal):
+    """The engine is shutting down: rows that run are finished, nothing new is taken."""
+
+    def __init__(self) -> None:
+        super().__init__("The service is shutting down.", remedy="Try again in a moment.")
+        self.retry_after = 5.0
+
+
+class DeadlineExceeded(Refusal):
+    """A row took longer than its caller wanted to wait."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The picture was not finished within {seconds:.0f} seconds.",
+            remedy="Ask for fewer steps, or raise `request_timeout_s`.",
+        )
+
+
+class NotANumber(Refusal):
+    """A row's latents are not finite; its neighbours are not touched."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"The picture became not-a-number at step {step}.",
+            remedy="Lower the guidance scale or the strength of the edits.",
+        )
+
+
+class EngineFailed(Refusal):
+    """Something in the engine broke that was not the request's fault."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, remedy="Try again; if it stays, report the request id.")
