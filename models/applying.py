@@ -1,83 +1,106 @@
 """How a change reaches its row: hooks that are installed once and read the forward's own plan.
 
 Covered: LowRank at linear layers; Shift, Clamp, Exit and Detour at the blocks of a tower; reading
-streams and inputs. The plan lives in a ContextVar for one forward, so neither threads nor models can
-mix. Not covered: `torch.compile`d graphs (a Python hook runs only while they are traced).
+streams, inputs and outputs. The plan lives in a ContextVar for one forward, so neither threads nor
+models can mix. Not covered: `torch.compile`d graphs (Python hooks run only while traced), and
+detours while decoding from a cache (they belong to the prefill).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from models.errors import PatchNotApplied
-from models.patch import Clamp, Shift
-from models.plan import LowRanks, Moves, Plan, expected, pairs
+from models.plan import MODES, Exits, LowRanks, Moves, Plan, WriteBack, detour_place
 from models.site import block, embedding
 
 
 @dataclass
 class Run:
-    """One forward: its plan, and what it really changed (tokens per row and place)."""
+    """One forward: its plan, and what it really changed.
+
+    Attributes:
+        tokens: Tokens that each row has, if the caller knows; then every change must reach all.
+        changed: Tokens changed, per (row, place).
+        scratch: True while a detour runs blocks ahead: nothing there counts.
+    """
 
     plan: Plan
-    owner: int
+    tokens: int | None = None
     changed: Counter[tuple[int, str]] = field(default_factory=Counter)
-    detouring: bool = False
+    scratch: bool = False
     clean: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
-    def tokens(self, row: int) -> int:
-        """Token positions at which the row was changed, over all places."""
+    def count(self, row: int, place: str, tokens: int) -> None:
+        """These tokens of the row were changed at the place."""
+        if not self.scratch:
+            self.changed[row, place] += tokens
+
+    def tokens_changed(self, row: int) -> int:
+        """Changes of single tokens in the row, over all places."""
         return sum(n for (r, _), n in self.changed.items() if r == row)
 
-    def verify(self, tokens: int | None) -> None:
-        """PatchNotApplied, naming the rows, unless every operation did what was planned."""
+    @property
+    def rows_changed(self) -> frozenset[int]:
+        """Rows with at least one change."""
+        return frozenset(row for (row, _), n in self.changed.items() if n)
+
+    def verify(self) -> None:
+        """PatchNotApplied, naming the rows, unless every operation did what was planned.
+
+        Several forwards under one plan multiply the counts.
+        """
         wrong = [
-            (row, site)
-            for row, site in expected(self.plan)
-            if not self.changed[row, site]
-            or (site in self.plan.low_ranks and tokens and self.changed[row, site] != tokens)
+            (row, place, unit)
+            for (row, place), planned in self.plan.planned.items()
+            for unit in [planned or self.tokens or 1]
+            if not self.changed[row, place] or self.changed[row, place] % unit
         ]
         if wrong:
-            row, site = wrong[0]
-            raise PatchNotApplied(
-                site,
-                frozenset(r for r, _ in wrong),
-                f"{'every' if tokens is None else tokens} tokens of row {row}",
-                f"{self.changed[row, site]}",
-            )
+            row, place, unit = wrong[0]
+            rows = frozenset(row for row, _, _ in wrong)
+            raise PatchNotApplied(rows, place, unit, self.changed[row, place])
 
 
-_run: ContextVar[Run | None] = ContextVar("_run", default=None)
-_seen: ContextVar[tuple[int, dict[str, list[Tensor]]] | None] = ContextVar("_seen", default=None)
+_runs: ContextVar[Mapping[int, Run]] = ContextVar("_runs")
+_readers: ContextVar[tuple[tuple[int, dict[str, list[Tensor]]], ...]] = ContextVar("_readers")
 
 
 @contextmanager
-def running(plan: Plan, owner: int, tokens: int | None) -> Iterator[Run]:
-    """The plan holds inside this block, for forwards of `owner` in this thread; then it is checked."""
-    run = Run(plan, owner)
-    token = _run.set(run)
+def running(plan: Plan, owner: int, tokens: int | None = None) -> Iterator[Run]:
+    """The plan holds in this block, for forwards of `owner` in this thread; then it is checked."""
+    others, run = _runs.get({}), Run(plan, tokens)
+    if owner in others:
+        raise RuntimeError("A plan is already in force for this model in this thread.")
+    token = _runs.set({**others, owner: run})
     try:
         yield run
     finally:
-        _run.reset(token)
-    run.verify(tokens)
+        _runs.reset(token)
+    run.verify()
 
 
 @contextmanager
 def seeing(sites: tuple[str, ...], owner: int) -> Iterator[dict[str, list[Tensor]]]:
     """Collect what passes the sites: streams, inputs of linear layers, outputs as `site:out`."""
     seen: dict[str, list[Tensor]] = {site: [] for site in sites}
-    token = _seen.set((owner, seen))
+    token = _readers.set((*_readers.get(()), (owner, seen)))
     try:
         yield seen
     finally:
-        _seen.reset(token)
+        _readers.reset(token)
+
+
+def in_force(owner: int) -> Run | None:
+    """The run of this model in this thread, if a plan is in force."""
+    return _runs.get({}).get(owner)
 
 
 @dataclass(frozen=True)
@@ -99,87 +122,93 @@ def install(
         for site, module in linears.items():
             undo.callback(module.register_forward_hook(_at_linear(owner, site)).remove)
         for tower, blocks in towers.items():
+            first = _before_first(owner, embedding(tower))
+            _push(undo, blocks[0].register_forward_pre_hook, first)
             for index, module in enumerate(blocks):
-                before = _before_block(owner, tower, index, blocks)
-                after = _after_block(owner, tower, index)
-                undo.callback(
-                    module.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove
-                )
-                undo.callback(
-                    module.register_forward_hook(after, with_kwargs=True, prepend=True).remove
-                )
+                # In front of the library's own hooks, so that its hidden_states show the change.
+                _push(undo, module.register_forward_hook, _after_block(owner, tower, index, blocks))
         return Hooks(undo.pop_all())
 
 
-def _mine(owner: int) -> Run | None:
-    run = _run.get()
-    return run if run is not None and run.owner == owner else None
+def _push(undo: ExitStack, register: Callable[..., Any], hook: Callable[..., Any]) -> None:
+    undo.callback(register(hook, with_kwargs=True, prepend=True).remove)
 
 
 def _see(owner: int, site: str, value: Tensor) -> None:
-    seen = _seen.get()
-    if seen is not None and seen[0] == owner and site in seen[1]:
-        seen[1][site].append(value)
+    readers = _readers.get(())
+    run = in_force(owner) if readers else None
+    for reader, seen in readers:
+        if reader == owner and site in seen and not (run and run.scratch):
+            seen[site].append(value)
 
 
-def _at_linear(owner: int, site: str):  # noqa: ANN202 - torch's own hook signature
+def _at_linear(owner: int, site: str) -> Callable[..., Tensor | None]:
     def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        _see(owner, site, args[0])
-        run = _mine(owner)
+        run = in_force(owner)
         table = run.plan.low_ranks.get(site) if run else None
-        if run and table:
-            output = add_low_ranks(args[0], output, table)
-            for row in table.rows.tolist():
-                run.changed[row, site] += args[0].shape[1]
-        _see(owner, f"{site}:out", output)
-        return output if table else None
+        _see(owner, site, args[0])
+        changed = output
+        if run and table and args[0].shape[0] == run.plan.size:
+            changed = _add(args[0], output, table)
+            for row in table.rows:
+                run.count(row, site, args[0].shape[1] if args[0].ndim == 3 else 1)
+        _see(owner, f"{site}:out", changed)
+        return None if changed is output else changed
 
     return hook
+
+
+def _add(x: Tensor, output: Tensor, table: LowRanks) -> Tensor:
+    """Projections of pooled states have no token axis."""
+    if x.ndim == 2:
+        return add_low_ranks(x[:, None], output[:, None], table)[:, 0]
+    return add_low_ranks(x, output, table)
 
 
 def add_low_ranks(
     x: Float[Tensor, "rows tokens inner"], output: Float[Tensor, "rows tokens out"], table: LowRanks
 ) -> Float[Tensor, "rows tokens out"]:
-    """output + (x . right^T) . left^T for the rows of the table, computed in float32."""
-    inner = torch.bmm(x[table.rows].float(), table.right.mT)
+    """Output + (x . right^T) . left^T for the rows of the table, computed in float32."""
+    inner = torch.bmm(x[table.index].float(), table.right.mT)
     change = torch.bmm(inner, table.left.mT).to(output.dtype)
-    return output.index_add(0, table.rows, change)
+    return output.index_add(0, table.index, change)
 
 
-def _before_block(owner: int, tower: str, index: int, blocks: nn.ModuleList):  # noqa: ANN202
-    def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]):  # noqa: ANN202
-        run = _mine(owner)
+def _before_first(owner: int, site: str) -> Callable[..., Any]:
+    """What enters block 0 is read and moved here."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        run = in_force(owner)
         stream = args[0] if args else kwargs["hidden_states"]
-        if not isinstance(stream, Tensor) or (run and run.detouring):
-            return None
-        changed = stream
-        if index == 0:
-            if run and (moves := run.plan.moves.get(embedding(tower))):
-                changed = _move(run, embedding(tower), moves, stream)
-            _see(owner, embedding(tower), changed)
-        elif run and tower in run.plan.detours:
-            changed = _detour(run, tower, index - 1, blocks, changed, kwargs)
+        moves = run.plan.moves.get(site) if run else None
+        changed = _move(run, site, moves, stream) if run and moves else stream
+        _see(owner, site, changed)
         if changed is stream:
             return None
-        return ((changed, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": changed})
+        return (
+            ((changed, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": changed})
+        )
 
     return hook
 
 
-def _after_block(owner: int, tower: str, index: int):  # noqa: ANN202
+def _after_block(owner: int, tower: str, index: int, blocks: nn.ModuleList) -> Callable[..., Any]:
+    """What leaves the block: exits first, then moves, then what a detour writes back."""
     site = block(tower, index)
 
-    def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object], output):  # noqa: ANN001, ANN202
-        run = _mine(owner)
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        run = in_force(owner)
         stream = output[0] if isinstance(output, tuple) else output
         changed = stream
-        if run and (exits := run.plan.exits.get(tower)):
-            entered = args[0] if args else kwargs["hidden_states"]
-            changed = _pass_through(run, tower, index, exits, entered, changed)
-        if run and (moves := run.plan.moves.get(site)):
-            changed = _move(run, site, moves, changed)
-        if not (run and run.detouring):
-            _see(owner, site, changed)
+        if run and stream.shape[0] == run.plan.size:
+            if exits := run.plan.exits.get(tower):
+                entered = args[0] if args else kwargs["hidden_states"]
+                changed = _pass_through(run, tower, index, exits, (entered, changed))
+            if moves := run.plan.moves.get(site):
+                changed = _move(run, site, moves, changed)
+            if tower in run.plan.detours and not run.scratch:
+                changed = _write_back(run, tower, index, changed, _Ahead(blocks, args[1:], kwargs))
+        _see(owner, site, changed)
         if changed is stream:
             return None
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
@@ -187,94 +216,109 @@ def _after_block(owner: int, tower: str, index: int):  # noqa: ANN202
     return hook
 
 
-def _pass_through(  # noqa: PLR0913 - one hook's whole situation
-    run: Run, tower: str, index: int, exits: Mapping[int, int], entered: object, left: Tensor
+def _pass_through(
+    run: Run, tower: str, index: int, exits: Exits, streams: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Rows that have left the tower keep the stream they entered the block with."""
-    gone = [row for row, after in exits.items() if index > after]
-    for row, after in exits.items():
-        run.changed[row, f"{tower}.exit"] += 1 if after >= index else left.shape[1]
-    if not gone or not isinstance(entered, Tensor):
+    """Rows that have left the tower keep the stream with which they entered the block."""
+    entered, left = streams
+    gone = [row for row, after in exits.after.items() if index > after]
+    if not gone:
         return left
+    for row in gone:
+        run.count(row, f"{tower}.exit", left.shape[1])
     rows = torch.tensor(gone, device=left.device)
     return left.index_copy(0, rows, entered[rows])
 
 
 def _move(run: Run, site: str, moves: Moves, stream: Tensor) -> Tensor:
-    """Shifts and clamps of one stream: all deltas come from one read of it."""
-    changed = stream.clone()
-    for row, operations in moves.by_row.items():
-        before = stream[row]
-        for operation in operations:
-            columns = run.plan.named(row, operation.positions)
-            change = delta(before[columns], operation)
-            changed[row, columns] = changed[row, columns] + change.to(stream.dtype)
-            run.changed[row, site] += change.shape[0]
-    return changed
-
-
-def delta(
-    x: Float[Tensor, "tokens d"], operation: Shift | Clamp
-) -> Float[Tensor, "tokens d"]:
-    """What a Shift or a Clamp adds to these tokens of the stream, in float32."""
-    if isinstance(operation, Shift):
-        vector = operation.vector.to(x.device, torch.float32)
-        return vector.expand(x.shape[0], -1)
-    encoder, decoder = (v.to(x.device, torch.float32) for v in (operation.encoder, operation.decoder))
-    z = x.float() @ encoder + operation.encoder_bias
-    active = torch.where(z > operation.threshold, z, torch.zeros_like(z))
-    match operation.mode:
-        case "set":
-            wanted = torch.full_like(active, operation.value)
-        case "min":
-            wanted = active.clamp(min=operation.value)
-        case "multiply":
-            wanted = active * operation.value
-    return (wanted - active)[:, None] * decoder
-
-
-def _detour(  # noqa: PLR0913 - one hook's whole situation
-    run: Run, tower: str, left: int, blocks: nn.ModuleList, stream: Tensor, kwargs: dict[str, object]
-) -> Tensor:
-    """After block `left`: rows whose detour ends here get their clean later stream written back.
-
-    At the lowest target, before anything is written, the later blocks run once in scratch on the
-    clean stream, without a cache; edits and steering act there as they will in the real pass.
-    """
-    ends = {
-        row: [(s, t, d) for d in detours for s, t in pairs(d, len(blocks))]
-        for row, detours in run.plan.detours[tower].items()
-    }
-    flat = [pair for found in ends.values() for pair in found]
-    if left not in {target for _, target, _ in flat}:
+    """Shifts and clamps of one stream; all amounts come from one read of it."""
+    if stream.shape[0] != run.plan.size:
         return stream
-    if left == min(target for _, target, _ in flat):
-        furthest = max(source for source, _, _ in flat)
-        run.clean[tower] = _run_ahead(run, blocks, left, furthest, stream, kwargs)
-    changed = stream.clone()
-    for row, found in ends.items():
-        for source, target, detour in found:
-            if target == left:
-                columns = run.plan.named(row, detour.positions)
-                written = run.clean[tower][source][row, columns]
-                changed[row, columns] = written
-                run.changed[row, block(tower, detour.target)] += written.shape[0]
-    return changed
+    meant = _meant(moves, stream.shape[1]).to(stream.device)
+    for row, tokens in zip(moves.rows, meant.sum(dim=(1, 2)).tolist(), strict=True):
+        run.count(row, site, tokens)
+    before = stream[moves.index]
+    amount = amounts(before.float(), moves).masked_fill(~meant, 0.0)
+    change = torch.bmm(amount.mT, moves.decoder).to(stream.dtype)
+    # Adding zero would still turn -0.0 into 0.0: tokens that are not meant are copied.
+    touched = meant.any(dim=1)[..., None]
+    return stream.index_copy(0, moves.index, torch.where(touched, before + change, before))
 
 
-def _run_ahead(  # noqa: PLR0913
-    run: Run, blocks: nn.ModuleList, left: int, last: int, stream: Tensor, kwargs: dict[str, object]
-) -> dict[int, Tensor]:
-    quiet = {**kwargs, "use_cache": False} if "use_cache" in kwargs else dict(kwargs)
-    if "past_key_values" in quiet:
-        quiet["past_key_values"] = None
-    quiet.pop("hidden_states", None)
-    found, counted, run.detouring = {}, run.changed.copy(), True
-    try:
-        for index in range(left + 1, last + 1):
-            output = blocks[index](stream, **quiet)
+def _meant(moves: Moves, tokens: int) -> Bool[Tensor, "carrying features tokens"]:
+    """Which tokens each feature moves; positions behind the end are left out and not counted."""
+    found = torch.zeros(*moves.bias.shape, tokens, dtype=torch.bool)
+    for row, of in enumerate(moves.columns):
+        for feature, columns in enumerate(of):
+            inside = slice(None) if columns is None else [c for c in columns if c < tokens]
+            found[row, feature, inside] = True
+    return found
+
+
+def amounts(
+    x: Float[Tensor, "carrying tokens d"], moves: Moves
+) -> Float[Tensor, "carrying features tokens"]:
+    """How much of each decoder is added: 1 for a shift, g(a) - a for a clamp, 0 for padding."""
+    z = torch.bmm(moves.encoder, x.mT) + moves.bias[..., None]
+    active = torch.where(z > moves.threshold[..., None], z, torch.zeros_like(z))
+    value = moves.value[..., None]
+    by_mode = {
+        "none": torch.zeros_like(z),
+        "shift": torch.ones_like(z),
+        "set": value - active,
+        "min": active.clamp(min=value) - active,
+        "multiply": active * value - active,
+    }
+    kind = moves.kind[..., None].expand_as(z)
+    return torch.stack([by_mode[mode] for mode in MODES]).gather(0, kind[None])[0]
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """How to call the blocks behind a detour's end: with what the target's own call brought."""
+
+    blocks: nn.ModuleList
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def run(self, first: int, last: int, stream: Tensor) -> dict[int, Tensor]:
+        """The streams that leave blocks `first` to `last`; the real cache is not touched."""
+        quiet = {k: v for k, v in self.kwargs.items() if k != "hidden_states"}
+        quiet |= {k: v for k, v in (("use_cache", False), ("past_key_values", None)) if k in quiet}
+        found = {}
+        for index in range(first, last + 1):
+            output = self.blocks[index](stream, *self.args, **quiet)
             stream = output[0] if isinstance(output, tuple) else output
             found[index] = stream
-    finally:
-        run.detouring, run.changed = False, counted
-    return found
+        return found
+
+
+def _write_back(run: Run, tower: str, index: int, stream: Tensor, ahead: _Ahead) -> Tensor:
+    """Behind block `index`: rows whose detour ends here get their clean later stream written back.
+
+    At the lowest target, before anything is written, the later blocks run once in scratch on the
+    clean stream; edits and steering act there as they will in the real pass.
+    """
+    backs = run.plan.detours[tower]
+    if index == min(back.target for back in backs):
+        run.scratch = True
+        try:
+            furthest = max(back.source for back in backs)
+            run.clean[tower] = ahead.run(index + 1, furthest, stream)
+        finally:
+            run.scratch = False
+    due = [back for back in backs if back.target == index]
+    if not due:
+        return stream
+    changed = stream.clone()
+    for back in due:
+        _write(run, tower, back, changed)
+    return changed
+
+
+def _write(run: Run, tower: str, back: WriteBack, stream: Tensor) -> None:
+    tokens = stream.shape[1]
+    columns = range(tokens) if back.columns is None else [c for c in back.columns if c < tokens]
+    here = list(columns)
+    stream[back.row, here] = run.clean[tower][back.source][back.row, here]
+    run.count(back.row, detour_place(tower, back.target), len(here))

@@ -4,6 +4,7 @@ An error knows its problem and its remedy; it does not know HTTP.
 """
 
 import re
+from typing import ClassVar
 
 
 class Refusal(Exception):
@@ -13,16 +14,18 @@ class Refusal(Exception):
         problem: What is wrong, in one sentence.
         remedy: What the caller can do instead.
         param: The name of the request's field that is to blame, if one is.
+        code: The class's name in snake case: what programs compare.
     """
+
+    code: ClassVar[str] = "refusal"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     def __init__(self, problem: str, *, remedy: str, param: str | None = None) -> None:
         super().__init__(problem)
         self.problem, self.remedy, self.param = problem, remedy, param
-
-    @property
-    def code(self) -> str:
-        """The class's name in snake case: what programs compare."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
     def __reduce__(self) -> tuple[object, ...]:
         return _revive, (type(self), self.problem, dict(self.__dict__))
@@ -79,12 +82,32 @@ class WrongBase(Refusal):
 class PatchNotApplied(Refusal):
     """A planned change did not reach its rows: they fail, their neighbours do not."""
 
-    def __init__(self, site: str, rows: frozenset[int], planned: str, changed: str) -> None:
+    def __init__(self, rows: frozenset[int], site: str, planned: int, changed: int) -> None:
         super().__init__(
-            f"The change at {site} was planned for {planned} and reached {changed}.",
+            f"The change at {site} was planned for {planned or 'no'} tokens and reached {changed}.",
             remedy="This is a fault of the service, not of the request: please report it.",
         )
-        self.site, self.rows = site, rows
+        self.rows, self.site, self.planned, self.changed = rows, site, planned, changed
+
+
+class ModelNotFound(Refusal):
+    """A folder that does not exist, or a hub id that cannot be fetched."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"There is no model at {where}.",
+            remedy="Give a folder written by save_pretrained, or a hub id that can be reached.",
+            param="path",
+        )
+
+
+class UnknownSetting(Refusal):
+    """A dtype or family that loading does not know."""
+
+    def __init__(self, what: str, value: str, known: str) -> None:
+        super().__init__(
+            f"There is no {what} {value!r}.", remedy=f"Use one of: {known}.", param=what
+        )
 
 
 class NotSafetensors(Refusal):
@@ -103,7 +126,9 @@ class UnsupportedFamily(Refusal):
 
     def __init__(self, what: str, known: str) -> None:
         super().__init__(
-            f"No family hosts {what}.", remedy=f"Host one of: {known}; or add a family.", param="path"
+            f"No family hosts {what}.",
+            remedy=f"Host one of: {known}; or add a family.",
+            param="path",
         )
 
 
@@ -129,7 +154,7 @@ class PromptTooLong(Refusal):
         )
 
 
-class SubjectMissing(Refusal):
+class SubjectNotFound(Refusal):
     """The subject does not occur in the prompt, or more than once."""
 
     def __init__(self, subject: str, prompt: str, times: int) -> None:

@@ -2,10 +2,10 @@
 
 import importlib
 import json
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,9 @@ from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
+from models.errors import MethodNotApplicable, PromptTooLong
 from models.hosted import HostedModel
+from models.method import modules_of
 from models.patch import Patch
 
 Modality = Literal["text-to-image", "language", "vision-language"]
@@ -44,7 +46,9 @@ class Conditioning:
     def stack(rows: "Sequence[Conditioning]") -> "Conditioning":
         """Rows side by side; all must come from one family."""
         columns = zip(*(r._parts() for r in rows), strict=True)
-        joined = [None if c[0] is None else torch.cat([t for t in c if t is not None]) for c in columns]
+        joined = [
+            None if c[0] is None else torch.cat([t for t in c if t is not None]) for c in columns
+        ]
         return Conditioning(*joined)  # type: ignore[arg-type]
 
     @property
@@ -54,6 +58,25 @@ class Conditioning:
 
     def _parts(self) -> tuple[Tensor | None, ...]:
         return self.sequence, self.pooled, self.sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded.
+
+    Attributes:
+        dtype: Of weights and activations.
+        device: Where they live.
+        projection: A full CLIP whose text tower is the pipeline's, or None.
+        cache: A folder for fingerprints, or None.
+        defaults: What the model's `tiller.json` states.
+    """
+
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    projection: Path | None = None
+    cache: Path | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Family(ABC):
@@ -71,15 +94,23 @@ class Family(ABC):
         index = folder / "model_index.json"
         return index.exists() and json.loads(index.read_text())["_class_name"] in self.pipelines
 
+    def check_method(self, method: str) -> None:
+        """MethodNotApplicable, with the reason, unless the method applies to this family."""
+        reason = self.applies.get(method, "nobody has said how it would work here.")
+        if reason is not None:
+            raise MethodNotApplicable(method, self.title, reason)
+
     @abstractmethod
-    def load(
-        self, name: str, folder: Path, *, dtype: torch.dtype, device: torch.device, options: Mapping[str, Any]
-    ) -> HostedModel:
+    def load(self, name: str, folder: Path, options: LoadOptions) -> HostedModel:
         """The model of that folder, hosted."""
 
     @abstractmethod
     def tiny(self, folder: Path, seed: int = 0) -> Path:
         """Write a small random member of the real classes to the folder, with its tokenizers."""
+
+    @abstractmethod
+    def stream_width(self, hosted: HostedModel, tower: str) -> int:
+        """The width of a tower's residual stream."""
 
 
 class TextToImage(Family):
@@ -87,6 +118,7 @@ class TextToImage(Family):
 
     modality: Modality = "text-to-image"
     samplers: tuple[str, ...]
+    """Samplers whose pictures equal the stock pipeline's."""
 
     @abstractmethod
     def encode(
@@ -123,25 +155,46 @@ class TextToImage(Family):
         """A fresh scheduler for one row; None is the model's own."""
 
     @abstractmethod
-    def latent_shape(
-        self, hosted: HostedModel, height: int | None, width: int | None
-    ) -> tuple[int, int, int]:
-        """(channels, rows, columns) of the latents; None is the model's own size."""
+    def latent_shape(self, hosted: HostedModel, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, rows, columns) of the latents; BadSize for sizes that cannot be drawn."""
 
     @abstractmethod
+    def default_size(self, hosted: HostedModel) -> tuple[int, int]:
+        """(height, width) in pixels that the model was made for."""
+
+    @abstractmethod
+    def token_count(self, hosted: HostedModel, prompt: str) -> int:
+        """Tokens of the prompt, [BOS] and [EOS] included; the most that any encoder counts."""
+
+    @abstractmethod
+    def prompt_limit(self, hosted: HostedModel) -> int:
+        """The most tokens that all encoders read, [BOS] and [EOS] included."""
+
     def check_prompt(self, hosted: HostedModel, prompt: str) -> None:
         """PromptTooLong if any encoder would cut the prompt."""
+        tokens, limit = self.token_count(hosted, prompt), self.prompt_limit(hosted)
+        if tokens > limit:
+            raise PromptTooLong(tokens - 2, limit - 2)
 
 
-def known_families() -> dict[str, Family]:
-    """Every family, by kind: the files of `models/families/` and the entry points."""
-    import models.families as package  # noqa: PLC0415 - families import this module
+class Known(Mapping[str, Family]):
+    """Every family by kind, looked up at the first use: a family's file imports this module."""
 
-    found: dict[str, Family] = {}
-    for module in pkgutil.iter_modules(package.__path__, "models.families."):
-        for family in importlib.import_module(module.name).FAMILIES:
-            found[family.kind] = family
-    for entry in entry_points(group="tiller.families"):
-        family = entry.load()
-        found[family.kind] = family
-    return found
+    @cached_property
+    def _found(self) -> dict[str, Family]:
+        package = importlib.import_module("models.families")
+        families = [module.FAMILY for module in modules_of(package)]
+        families += [entry.load() for entry in entry_points(group="tiller.families")]
+        return {family.kind: family for family in families}
+
+    def __getitem__(self, kind: str) -> Family:
+        return self._found[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+FAMILIES: Mapping[str, Family] = Known()

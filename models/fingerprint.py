@@ -1,57 +1,108 @@
-"""What weights are these: a content hash over canonical names, cached beside size and time."""
+"""What weights are these: a content hash over canonical names, read from the files.
+
+It does not depend on the dtype or device that a model is loaded with, on the library's names for
+its modules, or on how the file is split. Reading costs about a second per gigabyte, so it is cached
+beside the files' size and time; `HostedModel.verify` reads again.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors import safe_open
+from torch import Tensor
+
+from models.errors import NotSafetensors
+
+# What in a configuration says which function the weights compute; the rest is bookkeeping.
+_ARCHITECTURE = (
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "vocab_size",
+)
 
 
+def fingerprint(folder: Path, cache: Path | None = None) -> str:
+    """SHA-256 of the tensors of one `save_pretrained` folder and of its architecture.
 
-def fingerprint(parts: Mapping[str, nn.Module], configs: Mapping[str, object]) -> str:
-    """SHA-256 of all parameters and buffers under canonical names, and of the configurations."""
-    found = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
-    for part in sorted(parts):
-        for name, tensor in sorted(canonical(parts[part].state_dict()).items()):
-            found.update(f"{part}.{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            found.update(_bytes(tensor))
-    return found.hexdigest()
+    Args:
+        folder: With `config.json` and `model.safetensors`, or the latter in several files.
+        cache: Where earlier results lie; never in the model's own folder.
+
+    Raises:
+        NotSafetensors: The folder has no safetensors.
+    """
+    files = _files(folder)
+    if cache is None:
+        return _compute(folder, files)
+    side = cache / f"{_stamp(folder, files)}.fingerprint"
+    if not side.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        part = side.with_suffix(f".{os.getpid()}.part")
+        part.write_text(_compute(folder, files))
+        part.replace(side)
+    return side.read_text()
 
 
-def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the historic names, with `text_model.` in front of a text tower's."""
+def joined(parts: Mapping[str, str]) -> str:
+    """One fingerprint for several parts of a pipeline."""
+    return hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()
+
+
+def canonical(name: str) -> str | None:
+    """A text tower's tensor under its historic name; None for buffers that hold no knowledge."""
+    if name.endswith("position_ids"):
+        return None
     top = ("embeddings.", "encoder.", "final_layer_norm.")
-    return {f"text_model.{n}" if n.startswith(top) else n: t for n, t in state.items()}
+    return f"text_model.{name}" if name.startswith(top) else name
 
 
-def _bytes(tensor: Tensor) -> bytes:
-
-
+def bytes_of(tensor: Tensor) -> bytes:
+    """The tensor's content, whatever its dtype and device."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def cached_fingerprint(
-    folder: Path, dtype: str, compute: Callable[[], str], cache: Path | None
-) -> str:
-    """The fingerprint of a folder's weights, computed only if a file's size or time changed."""
-    key = _stamp(folder, dtype)
-    if cache is None:
-        return compute()
-    side = cache / f"{key}.fingerprint"
-    if side.exists():
-        return side.read_text().strip()
-    value = compute()
-    cache.mkdir(parents=True, exist_ok=True)
-    part = side.with_suffix(f".{os.getpid()}.part")
-    part.write_text(value)
-    part.replace(side)
-    return value
+def _files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return [folder / name for name in names]
+    if not (folder / "model.safetensors").exists():
+        raise NotSafetensors(str(folder))
+    return [folder / "model.safetensors"]
 
 
-def _stamp(folder: Path, dtype: str) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json"})
-    lines = [f"{p.relative_to(folder)}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files]
-    return hashlib.sha256("\n".join([str(folder.resolve()), dtype, *lines]).encode()).hexdigest()
+def _compute(folder: Path, files: list[Path]) -> str:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    stated = {key: config[key] for key in _ARCHITECTURE if key in config}
+    per_tensor: dict[str, str] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                known = canonical(name)
+                if known is not None:
+                    per_tensor[known] = _digest(opened.get_tensor(name))
+    content = json.dumps({"architecture": stated, "tensors": per_tensor}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+    return hashlib.sha256(head + bytes_of(tensor)).hexdigest()
+
+
+def _stamp(folder: Path, files: list[Path]) -> str:
+    marks = [
+        (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in (*files, folder / "config.json")
+    ]
+    return hashlib.sha256(repr((str(folder.resolve()), marks)).encode()).hexdigest()

@@ -2,8 +2,9 @@
 
 import hashlib
 import itertools
+import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.applying import Hooks, Run, install, running, seeing
-from models.errors import BadPatch, UnknownSite
-from models.fingerprint import canonical
+from models.applying import Hooks, Run, in_force, install, running, seeing
+from models.errors import BadPatch, UnknownSite, WrongBase
+from models.fingerprint import bytes_of, canonical
 from models.patch import Clamp, Detour, Exit, LowRank, Operation, Patch, Shift
-from models.plan import Plan, pack
+from models.plan import Named, Plan, pack
 from models.site import Site
 from models.text_tower import TextTower
 
 if TYPE_CHECKING:
-    from models.family import Family
+    import models.family
 
 _NUMBERS = itertools.count(1)
 _PLANS_KEPT = 64
@@ -33,33 +34,36 @@ class HostedModel:
 
     Attributes:
         modules: The pipeline's parts by attribute (`text_encoder`, `unet`, `vae`, ...).
-        parts: Whatever else the family needs (the scheduler's configuration, ...).
+        parts: Whatever else the family needs (the schedulers' templates, ...).
         text_towers: CLIP text encoders by attribute.
-        clip: The full CLIP whose text tower is the pipeline's, or None.
+        clip: The full CLIP whose text tower is the pipeline's, for image targets; or None.
         towers: Residual towers by the name that stream sites use.
         linears: Linear layers by canonical path.
-        defaults: What the model's folder or configuration states (`edit_block`, ...).
+        defaults: What the folder's `tiller.json` states (`edit_block`, `steps`, ...).
+        reread: Computes the fingerprint from the files once more.
     """
 
     name: str
-    family: "Family"
+    family: "models.family.Family"
     fingerprint: str
     path: Path
     dtype: torch.dtype
     device: torch.device
-    modules: Mapping[str, nn.Module]
+    modules: Mapping[str, Any]
     parts: Mapping[str, Any] = field(default_factory=dict)
     text_towers: Mapping[str, TextTower] = field(default_factory=dict)
-    clip: nn.Module | None = None
+    clip: Any = None
     towers: Mapping[str, nn.ModuleList] = field(default_factory=dict)
     linears: Mapping[str, nn.Module] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    number: int = field(default_factory=lambda: next(_NUMBERS))
+    reread: Callable[[], str] | None = None
+    number: int = field(default_factory=lambda: next(_NUMBERS), init=False)
     hooks: Hooks = field(init=False)
-    _plans: OrderedDict[tuple[str, ...], Plan] = field(default_factory=OrderedDict)
+    _plans: OrderedDict[tuple[str, ...], Plan] = field(default_factory=OrderedDict, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
-        for module in (*self.modules.values(), *([self.clip] if self.clip else [])):
+        for module in (*self.modules.values(), *([self.clip] if self.clip is not None else [])):
             module.requires_grad_(False).eval()
         self.hooks = install(self.number, self.linears, self.towers)
 
@@ -68,8 +72,8 @@ class HostedModel:
         self,
         patches: Sequence[Patch],
         rows: Sequence[int] | None = None,
+        positions: Sequence[Named] = (),
         *,
-        positions: Sequence[Mapping[str, tuple[int, ...]]] = (),
         tokens: int | None = None,
     ) -> Iterator[Run]:
         """Forwards inside this block change each row as its patch says, and nothing else.
@@ -78,9 +82,11 @@ class HostedModel:
             patches: One per batch row, or the distinct ones that `rows` points into.
             rows: Per batch row an index into `patches`, -1 for a plain row.
             positions: Per row, the columns that named positions mean.
-            tokens: How many tokens each row has, if every LowRank must change exactly these.
+            tokens: How many tokens each row has, if all of them must be reached.
 
         Raises:
+            UnknownSite: A patch names a place that the model does not have.
+            BadPatch: A patch does not fit, or nobody said what its named positions mean.
             PatchNotApplied: At the end of the block, naming the rows that were not changed as
                 planned; what the forward returned is right for all other rows.
         """
@@ -91,18 +97,19 @@ class HostedModel:
         with running(self._plan(tuple(of_row), positions), self.number, tokens) as run:
             yield run
 
-    def _plan(
-        self, of_row: tuple[Patch, ...], positions: Sequence[Mapping[str, tuple[int, ...]]]
-    ) -> Plan:
-        grads = any(isinstance(o, Shift) and o.vector.requires_grad for p in of_row for o in p)
-        if positions or grads:
-            return pack(of_row, positions, self.device)
-        key = tuple(p.digest for p in of_row)
-        if key not in self._plans:
-            self._plans[key] = pack(of_row, (), self.device)
-            while len(self._plans) > _PLANS_KEPT:
-                self._plans.popitem(last=False)
-        return self._plans[key]
+    def _plan(self, of_row: tuple[Patch, ...], positions: Sequence[Named]) -> Plan:
+        blocks = {tower: len(found) for tower, found in self.towers.items()}
+        _all_named(of_row, positions)
+        if any(_named(o) or _fitted(o) for patch in of_row for o in patch):
+            return pack(of_row, blocks, positions, self.device)
+        key = tuple(patch.digest for patch in of_row)
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = pack(of_row, blocks, (), self.device)
+                while len(self._plans) > _PLANS_KEPT:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(key)
+            return self._plans[key]
 
     @contextmanager
     def captured(self, *sites: str) -> Iterator[dict[str, list[Tensor]]]:
@@ -110,11 +117,19 @@ class HostedModel:
 
         Stream sites give the stream, linear sites the input of the layer, `<linear site>:out` its
         output (changes included).
+
+        Raises:
+            UnknownSite: The model has no such place.
         """
         for site in sites:
-            self._known(site.removesuffix(":out"))
+            self._width(site.removesuffix(":out"))
         with seeing(sites, self.number) as seen:
             yield seen
+
+    @property
+    def run(self) -> Run | None:
+        """The plan in force in this thread, if there is one."""
+        return in_force(self.number)
 
     def check(self, patch: Patch) -> None:
         """UnknownSite or BadPatch, before anything runs, if the patch does not fit this model."""
@@ -124,38 +139,65 @@ class HostedModel:
     def _check(self, operation: Operation) -> None:
         match operation:
             case LowRank(site=site, left=left, right=right):
-                weight = self._known(site)
-                if (left.shape[0], right.shape[1]) != tuple(weight.shape):
+                self._width(site)
+                shape = tuple(self.linears[site].weight.shape)  # pyright: ignore[reportCallIssue, reportArgumentType]
+                if (left.shape[0], right.shape[1]) != shape:
+                    asked = f"{left.shape[0]}x{right.shape[1]}"
                     raise BadPatch(
-                        f"A change of {left.shape[0]}x{right.shape[1]} does not fit {site}, "
-                        f"which is {weight.shape[0]}x{weight.shape[1]}."
+                        f"A change of {asked} does not fit {site} of {shape[0]}x{shape[1]}."
                     )
-            case Shift(site=site) | Clamp(site=site):
-                self._known(site)
+            case Shift(site=site, vector=vector) | Clamp(site=site, decoder=vector):
+                if vector.shape[0] != self._width(site):
+                    raise BadPatch(f"{vector.shape[0]} numbers do not fit {site}.")
             case Exit(tower=tower, after=last) | Detour(tower=tower, source=last):
-                blocks = self.towers.get(tower)
-                if blocks is None or (last or 0) >= len(blocks):
+                if tower not in self.towers or (last or 0) >= len(self.towers[tower]):
                     raise UnknownSite(f"{tower}.block.{last}", self.name)
 
-    def _known(self, path: str) -> Tensor:
+    def _width(self, path: str) -> int:
+        """Of a stream, or of a linear layer's input; UnknownSite if there is no such place."""
         site = Site.parse(path)
-        if site.kind == "linear" and path in self.linears:
-            weight = self.linears[path].weight
-            assert isinstance(weight, Tensor)  # noqa: S101 - a linear layer has one
-            return weight
+        if site.kind == "linear":
+            if path not in self.linears:
+                raise UnknownSite(path, self.name)
+            return int(self.linears[path].in_features)  # pyright: ignore[reportArgumentType]
         blocks = self.towers.get(site.tower)
-        if site.kind == "linear" or blocks is None or (site.block or 0) >= len(blocks):
+        if blocks is None or (site.block or 0) >= len(blocks):
             raise UnknownSite(path, self.name)
-        return next(blocks.parameters())
+        return self.family.stream_width(self, site.tower)
+
+    def verify(self) -> None:
+        """Read the files again; WrongBase if they are no longer what was loaded."""
+        if self.reread is not None and (now := self.reread()) != self.fingerprint:
+            raise WrongBase(f"The running {self.name}", self.fingerprint, str(self.path), now)
 
     def weights_digest(self) -> str:
         """SHA-256 of all hosted parameters now: equal before and after anything we do."""
         found = hashlib.sha256()
-        for part in sorted(self.modules):
-            for name, tensor in sorted(canonical(self.modules[part].state_dict()).items()):
-                found.update(name.encode() + tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        for part, module in sorted(self.modules.items()):
+            for name, tensor in sorted(module.state_dict().items()):
+                found.update(f"{part}.{canonical(name)}".encode() + bytes_of(tensor))
         return found.hexdigest()
 
     def close(self) -> None:
         """Take the hooks out; the model can no longer be patched."""
         self.hooks.remove()
+
+
+def _named(operation: Operation) -> str | None:
+    """The name of its positions, if only the caller knows what that means."""
+    positions = getattr(operation, "positions", "all")
+    return positions if isinstance(positions, str) and positions != "all" else None
+
+
+def _fitted(operation: Operation) -> bool:
+    """Whether its tensors are being optimised: such a plan cannot be kept."""
+    return isinstance(operation, Shift) and operation.vector.requires_grad
+
+
+def _all_named(of_row: Sequence[Patch], positions: Sequence[Named]) -> None:
+    for row, patch in enumerate(of_row):
+        known = positions[row] if row < len(positions) else {}
+        for operation in patch:
+            name = _named(operation)
+            if name is not None and name not in known:
+                raise BadPatch(f"Nobody said which tokens of row {row} are {name!r}.")

@@ -1,25 +1,28 @@
 """From a folder or a hub id to a hosted model: device, dtype, fingerprint; safetensors only."""
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
-from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from models.errors import NotSafetensors, UnsupportedFamily
-from models.family import known_families
+from models.errors import ModelNotFound, NotSafetensors, UnknownSetting, UnsupportedFamily
+from models.family import FAMILIES, Family, LoadOptions
 from models.hosted import HostedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load(
+def load(  # noqa: PLR0913 - every setting is stated by name
     name: str,
     where: str | Path,
     *,
     dtype: str = "float32",
     device: str = "cpu",
-    options: Mapping[str, Any] | None = None,
+    family: str | None = None,
+    projection: str | Path | None = None,
+    cache: Path | None = None,
 ) -> HostedModel:
     """Host the model of a folder or hub id.
 
@@ -28,31 +31,53 @@ def load(
         where: A folder written by `save_pretrained`, or a hub id.
         dtype: Of weights and activations; stated, never taken from the checkpoint.
         device: `cpu`, `cuda`, `cuda:1` or `auto`.
-        options: What the family takes: `edit_block`, `projection` (a CLIP's folder), `cache`.
+        family: Its kind; None asks every family whether the folder is one of its own.
+        projection: A full CLIP whose text tower is the pipeline's; None looks into `clip/`.
+        cache: A folder for fingerprints, so that big files are hashed once.
 
     Raises:
+        ModelNotFound: There is no such folder or hub id.
         UnsupportedFamily: No family knows the model.
         NotSafetensors: The folder has pickled weights only.
+        UnknownSetting: Of a dtype or family.
     """
+    if dtype not in DTYPES:
+        raise UnknownSetting("dtype", dtype, ", ".join(DTYPES))
     folder = _folder(where)
     if not any(folder.rglob("*.safetensors")):
         raise NotSafetensors(str(where))
-    families = known_families()
-    for family in families.values():
-        if family.matches(folder):
-            return family.load(
-                name, folder, dtype=DTYPES[dtype], device=_device(device), options=options or {}
-            )
-    raise UnsupportedFamily(str(where), ", ".join(families))
+    options = LoadOptions(
+        dtype=DTYPES[dtype],
+        device=_device(device),
+        projection=None if projection is None else Path(projection),
+        cache=cache,
+        defaults=_defaults(folder),
+    )
+    return _family(folder, str(where), family).load(name, folder, options)
+
+
+def _family(folder: Path, where: str, kind: str | None) -> Family:
+    if kind is not None and kind not in FAMILIES:
+        raise UnknownSetting("family", kind, ", ".join(FAMILIES))
+    for family in [FAMILIES[kind]] if kind is not None else FAMILIES.values():
+        if kind is not None or family.matches(folder):
+            return family
+    raise UnsupportedFamily(where, ", ".join(FAMILIES))
+
+
+def _defaults(folder: Path) -> dict[str, object]:
+    stated = folder / "tiller.json"
+    return json.loads(stated.read_text()) if stated.exists() else {}
 
 
 def _folder(where: str | Path) -> Path:
     if Path(where).is_dir():
         return Path(where)
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for hub ids
-
     patterns = ["*.safetensors", "*.json", "*.txt", "*.model"]
-    return Path(snapshot_download(str(where), allow_patterns=patterns))
+    try:
+        return Path(snapshot_download(str(where), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFound(str(where)) from error
 
 
 def _device(name: str) -> torch.device:

@@ -7,7 +7,7 @@ composed with `|` and sent over the wire; only `models.applying` makes a model f
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
 
@@ -18,10 +18,49 @@ from models.errors import BadPatch
 from models.site import Site
 
 Positions = Literal["all", "prompt", "generated", "last", "visual", "reference"] | tuple[int, ...]
+"""Which tokens of a row; the tuple counts from 0, [BOS] included."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LowRank:
+class Verb:
+    """Base of the five operations: its tensors are finite and float32, its content is its identity.
+
+    Raises:
+        BadPatch: At construction, for data that cannot be such an operation.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in self._contents():
+            if isinstance(value, Tensor):
+                object.__setattr__(self, name, value.to(torch.float32))
+                if not bool(torch.isfinite(value.detach()).all()):
+                    raise BadPatch(f"{type(self).__name__}.{name} is not finite.")
+            if name == "positions" and isinstance(value, tuple) and not _ascending(value):
+                raise BadPatch(f"Positions count from 0 and ascend, not {value}.")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the verb, its numbers and its tensors."""
+        found = hashlib.sha256(type(self).__name__.encode())
+        for name, value in self._contents():
+            if isinstance(value, Tensor):
+                dense = value.detach().cpu().contiguous()
+                found.update(f"{name}{tuple(dense.shape)}".encode() + dense.numpy().tobytes())
+            else:
+                found.update(f"{name}={json.dumps(value)}".encode())
+        return found.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(v.nbytes for _, v in self._contents() if isinstance(v, Tensor))
+
+    def _contents(self) -> list[tuple[str, object]]:
+        return [(f.name, getattr(self, f.name)) for f in fields(self)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowRank(Verb):
     """Module output += (input . right^T) . left^T.
 
     Attributes:
@@ -35,15 +74,22 @@ class LowRank:
     right: Tensor
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if Site.parse(self.site).kind != "linear":
             raise BadPatch(f"LowRank needs a linear layer, {self.site} is a stream.")
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
             raise BadPatch(f"left {_shape(self.left)} and right {_shape(self.right)} do not fit.")
-        _finite(self)
+        if not self.rank:
+            raise BadPatch("A LowRank of rank 0 changes nothing: leave it out.")
+
+    @property
+    def rank(self) -> int:
+        """Its inner width."""
+        return self.right.shape[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shift:
+class Shift(Verb):
     """Stream += vector (d), at the positions."""
 
     site: str
@@ -51,14 +97,14 @@ class Shift:
     positions: Positions = "all"
 
     def __post_init__(self) -> None:
-        _stream(self.site, "Shift")
+        super().__post_init__()
+        _need_stream(self.site, "Shift")
         if self.vector.ndim != 1:
             raise BadPatch(f"Shift needs one vector, not {_shape(self.vector)}.")
-        _finite(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Clamp:
+class Clamp(Verb):
     """Moves one SAE feature: stream += (g(a) - a) * decoder, a = the feature's activation.
 
     a = z if z > threshold else 0, z = stream . encoder + encoder_bias. g is the constant `value`
@@ -80,14 +126,17 @@ class Clamp:
     positions: Positions = "all"
 
     def __post_init__(self) -> None:
-        _stream(self.site, "Clamp")
+        super().__post_init__()
+        _need_stream(self.site, "Clamp")
         if self.encoder.ndim != 1 or self.encoder.shape != self.decoder.shape:
             raise BadPatch("Clamp needs an encoder and a decoder vector of one length.")
-        _finite(self)
+        numbers = torch.tensor([self.encoder_bias, self.value, self.threshold])
+        if not bool(torch.isfinite(numbers).all()):
+            raise BadPatch("Clamp's bias, value and threshold must be finite.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Detour:
+class Detour(Verb):
     """Rows of the stream after block `source` are written back after block `target`.
 
     For a window w (odd) the pairs (source + i -> target + i), |i| <= w // 2; pairs with an end
@@ -101,43 +150,60 @@ class Detour:
     window: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.target < self.source:
-            raise BadPatch(f"A detour leads back: 0 <= target {self.target} < source {self.source}.")
+            raise BadPatch(f"A detour leads back: not from {self.source} to {self.target}.")
         if self.window < 1 or self.window % 2 == 0:
             raise BadPatch(f"A window is odd, not {self.window}.")
 
+    def pairs(self, blocks: int) -> tuple[tuple[int, int], ...]:
+        """(source, target) of every pair of the window inside a tower of so many blocks."""
+        reach = self.window // 2
+        both = ((self.source + i, self.target + i) for i in range(-reach, reach + 1))
+        return tuple((s, t) for s, t in both if t >= 0 and s < blocks)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Exit:
+class Exit(Verb):
     """Blocks behind `after` pass the stream through; None leaves before block 0."""
 
     tower: str
     after: int | None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.after is not None and self.after < 0:
             raise BadPatch(f"Blocks count from 0, not {self.after}.")
 
 
 Operation = LowRank | Shift | Clamp | Detour | Exit
-VERBS: dict[str, type[Operation]] = {
-    v.__name__: v for v in (LowRank, Shift, Clamp, Detour, Exit)
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Everything that one row wants changed; the empty patch changes nothing."""
+    """Everything that one row wants changed; the empty patch changes nothing.
 
-    operations: tuple[Operation, ...] = field(default=())
+    Operations are kept in digest order, so that `a | b` and `b | a` agree to the last bit.
+
+    Raises:
+        BadPatch: A row would leave a tower twice, or two detours would write after one block.
+    """
+
+    operations: tuple[Operation, ...] = ()
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.operations, key=lambda o: o.digest)
+        object.__setattr__(self, "operations", tuple(_without_doubles(ordered)))
+        exits = [o.tower for o in self.operations if isinstance(o, Exit)]
+        ends = [(o.tower, o.target) for o in self.operations if isinstance(o, Detour)]
+        if len(exits) > len(set(exits)):
+            raise BadPatch("A row can leave a tower only once.")
+        if len(ends) > len(set(ends)):
+            raise BadPatch("Two detours of a row cannot end behind one block.")
 
     def __or__(self, other: "Patch") -> "Patch":
-        """Both changes. LowRanks, Shifts and Clamps commute: they are kept in digest order."""
-        both = (*self.operations, *other.operations)
-        exits = {(o.tower, o.after) for o in both if isinstance(o, Exit)}
-        if len(exits) > len({tower for tower, _ in exits}):
-            raise BadPatch("A row can leave a tower only once.")
-        return Patch(tuple(sorted(both, key=digest_of)))
+        """Both changes; LowRanks, Shifts and Clamps of one place add up."""
+        return Patch((*self.operations, *other.operations))
 
     def __bool__(self) -> bool:
         return bool(self.operations)
@@ -154,8 +220,7 @@ class Patch:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content; the same for the same operations in any order."""
-        parts = sorted(digest_of(o) for o in self.operations)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\n".join(o.digest for o in self).encode()).hexdigest()
 
     @property
     def sites(self) -> frozenset[str]:
@@ -165,38 +230,35 @@ class Patch:
     @property
     def rank(self) -> int:
         """The sum of the ranks of all LowRank operations."""
-        return sum(o.left.shape[1] for o in self if isinstance(o, LowRank))
+        return sum(o.rank for o in self if isinstance(o, LowRank))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        tensors = (getattr(o, f.name) for o in self for f in fields(o))
-        return sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+        return sum(o.nbytes for o in self)
+
+    def without(self, *verbs: type[Verb]) -> "Patch":
+        """The same without the operations of these verbs."""
+        return Patch(tuple(o for o in self if not isinstance(o, verbs)))
 
 
-def digest_of(operation: Operation) -> str:
-    """SHA-256 of one operation's verb, numbers and tensors."""
-    found = hashlib.sha256(type(operation).__name__.encode())
-    for name in (f.name for f in fields(operation)):
-        value = getattr(operation, name)
-        if isinstance(value, Tensor):
-            dense = value.detach().to("cpu", torch.float32).contiguous()
-            found.update(f"{name}{tuple(dense.shape)}".encode() + dense.numpy().tobytes())
-        else:
-            found.update(f"{name}={json.dumps(value)}".encode())
-    return found.hexdigest()
+def _without_doubles(ordered: list[Operation]) -> Iterator[Operation]:
+    """Leaving or detouring twice in the same way is the same as once; adding twice is not."""
+    seen: set[str] = set()
+    for operation in ordered:
+        if operation.digest not in seen or not isinstance(operation, Exit | Detour):
+            yield operation
+        seen.add(operation.digest)
 
 
-def _stream(site: str, verb: str) -> None:
+def _ascending(positions: tuple[object, ...]) -> bool:
+    numbers = [p for p in positions if isinstance(p, int)]
+    return bool(numbers) and numbers == sorted(set(numbers)) and numbers[0] >= 0
+
+
+def _need_stream(site: str, verb: str) -> None:
     if Site.parse(site).kind != "stream":
         raise BadPatch(f"{verb} needs a stream, {site} is a linear layer.")
-
-
-def _finite(operation: Operation) -> None:
-    for f in fields(operation):
-        value = getattr(operation, f.name)
-        if isinstance(value, Tensor) and not bool(torch.isfinite(value.detach()).all()):
-            raise BadPatch(f"{type(operation).__name__}.{f.name} is not finite.")
 
 
 def _shape(tensor: Tensor) -> str:

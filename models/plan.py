@@ -7,29 +7,68 @@ without one are never touched and the cost does not grow with the number of dist
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
-from models.patch import Clamp, Detour, Exit, LowRank, Patch, Positions, Shift, digest_of
+from models.patch import Clamp, Detour, Exit, LowRank, Patch, Positions, Shift
 from models.site import block
+
+Named = Mapping[str, tuple[int, ...]]
+"""What the named positions (`visual`, `last`, ...) mean in one row."""
 
 
 @dataclass(frozen=True)
 class LowRanks:
     """Every LowRank of one site; ranks are padded with zeros, which change nothing."""
 
-    rows: Int[Tensor, " carrying"]
+    rows: tuple[int, ...]
+    index: Int[Tensor, " carrying"]
     left: Float[Tensor, "carrying out rank"]
     right: Float[Tensor, "carrying rank inner"]
 
 
 @dataclass(frozen=True)
 class Moves:
-    """Shifts and clamps of one stream, row by row, in digest order."""
+    """Every Shift and Clamp of one stream, as features: amount(activation) * decoder.
 
-    by_row: Mapping[int, tuple[Shift | Clamp, ...]]
+    A Shift is a feature whose amount is always 1; padding is a feature whose amount is always 0.
+    `kind` says which amount: an index into `MODES`.
+    """
+
+    rows: tuple[int, ...]
+    index: Int[Tensor, " carrying"]
+    encoder: Float[Tensor, "carrying features d"]
+    bias: Float[Tensor, "carrying features"]
+    threshold: Float[Tensor, "carrying features"]
+    value: Float[Tensor, "carrying features"]
+    kind: Int[Tensor, "carrying features"]
+    decoder: Float[Tensor, "carrying features d"]
+    columns: tuple[tuple[tuple[int, ...] | None, ...], ...]
+    """Per row and feature the token positions; None for all."""
+
+
+MODES = ("none", "shift", "set", "min", "multiply")
+
+
+@dataclass(frozen=True)
+class Exits:
+    """Rows that leave one tower, and the last block that each still runs (-1: none)."""
+
+    after: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class WriteBack:
+    """In `row`, what left block `source` is written after block `target` at the columns."""
+
+    row: int
+    source: int
+    target: int
+    columns: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -37,87 +76,158 @@ class Plan:
     """What one forward does to all its rows.
 
     Attributes:
-        patches: One per batch row.
+        size: Rows of the batch.
         low_ranks: Tables by linear site.
         moves: Shifts and clamps by stream site.
-        exits: Per tower, the row numbers and the last block that each still runs (-1: none).
-        detours: Per tower, row number to its detours.
-        positions: Per row, what the named positions mean (`visual`, `prompt`, ...).
+        exits: By tower.
+        detours: By tower.
+        planned: Per (row, place) the number of tokens of one forward; 0 where every token is meant.
     """
 
-    patches: tuple[Patch, ...]
+    size: int
     low_ranks: Mapping[str, LowRanks] = field(default_factory=dict)
     moves: Mapping[str, Moves] = field(default_factory=dict)
-    exits: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
-    detours: Mapping[str, Mapping[int, tuple[Detour, ...]]] = field(default_factory=dict)
-    positions: Sequence[Mapping[str, tuple[int, ...]]] = ()
-
-    def named(self, row: int, positions: Positions) -> slice | list[int]:
-        """The columns that `positions` means in a row; KeyError if nobody said."""
-        if positions == "all":
-            return slice(None)
-        if isinstance(positions, tuple):
-            return list(positions)
-        return list(self.positions[row][positions])
+    exits: Mapping[str, Exits] = field(default_factory=dict)
+    detours: Mapping[str, tuple[WriteBack, ...]] = field(default_factory=dict)
+    planned: Mapping[tuple[int, str], int] = field(default_factory=dict)
 
 
 def pack(
     patches: Sequence[Patch],
-    positions: Sequence[Mapping[str, tuple[int, ...]]] = (),
+    blocks: Mapping[str, int],
+    positions: Sequence[Named] = (),
     device: str | torch.device = "cpu",
 ) -> Plan:
-    """The plan for a batch with these patches, one per row."""
-    low_ranks: dict[str, dict[int, list[LowRank]]] = defaultdict(lambda: defaultdict(list))
-    moves: dict[str, dict[int, list[Shift | Clamp]]] = defaultdict(lambda: defaultdict(list))
-    exits: dict[str, dict[int, int]] = defaultdict(dict)
-    detours: dict[str, dict[int, list[Detour]]] = defaultdict(lambda: defaultdict(list))
+    """The plan for a batch.
+
+    Args:
+        patches: One per row, already checked against the model.
+        blocks: The number of blocks of each tower.
+        positions: Per row, what named positions mean; missing names are a KeyError.
+        device: Where the tables live.
+    """
+    low_ranks, moves = _by_site(patches, LowRank), _by_site(patches, Shift, Clamp)
+    named = [positions[row] if positions else {} for row in range(len(patches))]
+    # Tables outlive this forward: made under inference mode they could not enter a fit's graph.
+    with torch.inference_mode(False):
+        low_rank_tables = {s: _low_ranks(by, device) for s, by in low_ranks.items()}
+        move_tables = {s: _moves(by, named, device) for s, by in moves.items()}
+    exits, detours = _exits(patches), _detours(patches, blocks, named)
+    planned = {(row, s): 0 for s, by in low_ranks.items() for row in by}
+    for site, table in move_tables.items():
+        planned |= {
+            (row, site): _total(of) for row, of in zip(table.rows, table.columns, strict=True)
+        }
+    for tower, leaving in exits.items():
+        gone = {row for row, after in leaving.after.items() if after < blocks[tower] - 1}
+        planned |= {(row, f"{tower}.exit"): 0 for row in gone}
+    for tower, backs in detours.items():
+        for end in {(b.row, b.target) for b in backs}:
+            here = [b.columns for b in backs if (b.row, b.target) == end]
+            planned[end[0], detour_place(tower, end[1])] = _total(here)
+    return Plan(len(patches), low_rank_tables, move_tables, exits, detours, planned)
+
+
+def detour_place(tower: str, target: int) -> str:
+    """Where a detour's writes are counted."""
+    return f"{block(tower, target)}:detour"
+
+
+def _total(columns: Sequence[tuple[int, ...] | None]) -> int:
+    """Tokens that are meant; 0 if that depends on the length of the forward."""
+    return 0 if None in columns else sum(len(c) for c in columns if c is not None)
+
+
+def _by_site(patches: Sequence[Patch], *verbs: type[Any]) -> dict[str, dict[int, list[Any]]]:
+    found: dict[str, dict[int, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for row, patch in enumerate(patches):
-        for operation in sorted(patch, key=digest_of):
-            match operation:
-                case LowRank(site=site):
-                    low_ranks[site][row].append(operation)
-                case Shift(site=site) | Clamp(site=site):
-                    moves[site][row].append(operation)
-                case Exit(tower=tower, after=after):
-                    exits[tower][row] = -1 if after is None else after
-                case Detour(tower=tower):
-                    detours[tower][row].append(operation)
-    return Plan(
-        patches=tuple(patches),
-        low_ranks={site: _table(of_row, device) for site, of_row in low_ranks.items()},
-        moves={s: Moves({r: tuple(ops) for r, ops in by.items()}) for s, by in moves.items()},
-        exits={t: dict(by) for t, by in exits.items()},
-        detours={t: {r: tuple(d) for r, d in by.items()} for t, by in detours.items()},
-        positions=positions,
+        for operation in patch:
+            if isinstance(operation, verbs):
+                found[operation.site][row].append(operation)
+    return found
+
+
+def _low_ranks(by_row: Mapping[int, list[LowRank]], device: str | torch.device) -> LowRanks:
+    left = [torch.cat([o.left.to(device) for o in of], dim=1) for of in by_row.values()]
+    right = [torch.cat([o.right.to(device) for o in of], dim=0) for of in by_row.values()]
+    rank = max(piece.shape[0] for piece in right)
+    return LowRanks(
+        rows=tuple(by_row),
+        index=torch.tensor(list(by_row), device=device),
+        left=torch.stack([pad(p, (0, rank - p.shape[1])) for p in left]),
+        right=torch.stack([pad(p, (0, 0, 0, rank - p.shape[0])) for p in right]),
     )
 
 
-def _table(of_row: Mapping[int, list[LowRank]], device: str | torch.device) -> LowRanks:
-    left = [torch.cat([o.left for o in ops], dim=1) for ops in of_row.values()]
-    right = [torch.cat([o.right for o in ops], dim=0) for ops in of_row.values()]
-    rank = max(piece.shape[0] for piece in right)
-    pad = torch.nn.functional.pad
-    return LowRanks(
-        rows=torch.tensor(list(of_row), device=device),
-        left=torch.stack([pad(p, (0, rank - p.shape[1])) for p in left]).to(device, torch.float32),
-        right=torch.stack([pad(p, (0, 0, 0, rank - p.shape[0])) for p in right]).to(
-            device, torch.float32
+def _as_clamp(operation: Shift | Clamp) -> Clamp:
+    """A Shift written as a feature, so that one table holds both."""
+    if isinstance(operation, Clamp):
+        return operation
+    vector = operation.vector
+    return Clamp(
+        site=operation.site,
+        encoder=torch.zeros_like(vector),
+        encoder_bias=0.0,
+        decoder=vector,
+        value=0.0,
+        positions=operation.positions,
+    )
+
+
+def _moves(
+    by_row: Mapping[int, list[Shift | Clamp]], named: Sequence[Named], device: str | torch.device
+) -> Moves:
+    most = max(map(len, by_row.values()))
+    features = [[_as_clamp(o) for o in of] for of in by_row.values()]
+    kinds = [["shift" if isinstance(o, Shift) else o.mode for o in of] for of in by_row.values()]
+
+    def numbers(rows: list[list[float]]) -> Tensor:
+        return torch.tensor([row + [0.0] * (most - len(row)) for row in rows], device=device)
+
+    def vectors(rows: list[list[Tensor]]) -> Tensor:
+        stacked = [torch.stack([v.to(device) for v in row]) for row in rows]
+        return torch.stack([pad(row, (0, 0, 0, most - row.shape[0])) for row in stacked])
+
+    return Moves(
+        rows=tuple(by_row),
+        index=torch.tensor(list(by_row), device=device),
+        encoder=vectors([[f.encoder for f in row] for row in features]),
+        bias=numbers([[f.encoder_bias for f in row] for row in features]),
+        threshold=numbers([[f.threshold for f in row] for row in features]),
+        value=numbers([[f.value for f in row] for row in features]),
+        kind=numbers([[float(MODES.index(k)) for k in row] for row in kinds]).long(),
+        decoder=vectors([[f.decoder for f in row] for row in features]),
+        columns=tuple(
+            tuple(_columns(o.positions, named[row]) for o in of) for row, of in by_row.items()
         ),
     )
 
 
-def pairs(detour: Detour, blocks: int) -> list[tuple[int, int]]:
-    """(source, target) of every pair in the window that lies inside the tower."""
-    reach = detour.window // 2
-    shifted = [(detour.source + i, detour.target + i) for i in range(-reach, reach + 1)]
-    return [(s, t) for s, t in shifted if 0 <= t and s < blocks]
+def _exits(patches: Sequence[Patch]) -> dict[str, Exits]:
+    found: dict[str, dict[int, int]] = defaultdict(dict)
+    for row, patch in enumerate(patches):
+        for operation in patch:
+            if isinstance(operation, Exit):
+                found[operation.tower][row] = -1 if operation.after is None else operation.after
+    return {tower: Exits(after) for tower, after in found.items()}
 
 
-def expected(plan: Plan) -> list[tuple[int, str]]:
-    """Every (row, place) that must report a change after the forward."""
-    found = [(r, site) for site, table in plan.low_ranks.items() for r in table.rows.tolist()]
-    found += [(r, site) for site, moves in plan.moves.items() for r in moves.by_row]
-    found += [(r, f"{tower}.exit") for tower, by in plan.exits.items() for r in by]
-    for tower, by in plan.detours.items():
-        found += [(r, block(tower, d.target)) for r, ds in by.items() for d in ds]
-    return found
+def _detours(
+    patches: Sequence[Patch], blocks: Mapping[str, int], named: Sequence[Named]
+) -> dict[str, tuple[WriteBack, ...]]:
+    found: dict[str, list[WriteBack]] = defaultdict(list)
+    for row, patch in enumerate(patches):
+        for operation in patch:
+            if isinstance(operation, Detour):
+                columns = _columns(operation.positions, named[row])
+                found[operation.tower] += [
+                    WriteBack(row, source, target, columns)
+                    for source, target in operation.pairs(blocks[operation.tower])
+                ]
+    return {tower: tuple(backs) for tower, backs in found.items()}
+
+
+def _columns(positions: Positions, named: Named) -> tuple[int, ...] | None:
+    if positions == "all":
+        return None
+    return positions if isinstance(positions, tuple) else named[positions]

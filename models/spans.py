@@ -1,9 +1,9 @@
 """Which tokens are meant: the subject of a prompt, whatever stands around it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from models.errors import SubjectMissing
+from models.errors import SubjectNotFound
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Span:
     Attributes:
         first: Its first token.
         last: Its last token: where a fact edit reads its key.
-        exact: False if the last token also covers characters outside the subject.
+        exact: False if the first or last token also covers characters outside the subject.
     """
 
     first: int
@@ -21,40 +21,37 @@ class Span:
     exact: bool
 
 
-def subject_span(
-    offsets: list[tuple[int, int]], prompt: str, subject: str, count: int | None = None
-) -> Span:
+def token_span(tokenizer: Any, prompt: str, subject: str) -> Span:
     """The tokens that overlap the subject's characters in the whole prompt, tokenised once.
 
-    Args:
-        offsets: Character span of each token of the prompt, special tokens as (0, 0).
-        prompt: The text.
-        subject: A part of it that occurs exactly once, upper and lower case not distinguished.
-        count: How often the subject occurs, if somebody counted already.
+    Upper and lower case are not distinguished, as in CLIP's own tokenizer. The caller holds the
+    tokenizer's lock.
 
     Raises:
-        SubjectMissing: It occurs not at all or more than once.
+        SubjectNotFound: The subject occurs not at all as whole words, or more than once.
     """
-    text, part = prompt.lower(), subject.lower()
-    times = occurrences(text, part) if count is None else count
-    if times != 1 or not part:
-        raise SubjectMissing(subject, prompt, times)
-    start = text.index(part)
-    stop = start + len(part)
-    inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < stop and b > start]
+    encoded = tokenizer(prompt, return_offsets_mapping=True, padding=False, truncation=False)
+    start, stop = only_occurrence(prompt, subject)
+    spans = enumerate(encoded.offset_mapping)
+    inside = [(i, a, b) for i, (a, b) in spans if a < b and a < stop and b > start]
     if not inside:
-        raise SubjectMissing(subject, prompt, times)
-    last = inside[-1]
-    return Span(inside[0], last, offsets[last][1] <= stop and offsets[inside[0]][0] >= start)
+        raise SubjectNotFound(subject, prompt, 0)
+    first, begins, _ = inside[0]
+    last, _, ends = inside[-1]
+    return Span(first, last, begins >= start and ends <= stop)
 
 
-def occurrences(text: str, part: str) -> int:
-    """How often the part stands in the text as whole words."""
-    return sum(_whole(text, part, at) for at in _starts(text, part)) if part else 0
+def only_occurrence(prompt: str, subject: str) -> tuple[int, int]:
+    """The characters of the subject; SubjectNotFound unless it stands there exactly once."""
+    text, part = prompt.lower(), subject.lower().strip()
+    starts = [at for at in _starts(text, part) if _whole(text, part, at)]
+    if len(starts) != 1:
+        raise SubjectNotFound(subject, prompt, len(starts))
+    return starts[0], starts[0] + len(part)
 
 
 def _starts(text: str, part: str) -> list[int]:
-    found, at = [], text.find(part)
+    found, at = [], text.find(part) if part else -1
     while at >= 0:
         found.append(at)
         at = text.find(part, at + 1)
@@ -62,6 +59,7 @@ def _starts(text: str, part: str) -> list[int]:
 
 
 def _whole(text: str, part: str, at: int) -> bool:
-    before, after = text[at - 1 : at], text[at + len(part) : at + len(part) + 1]
-    glued: Callable[[str, str], bool] = lambda edge, other: edge.isalnum() and other.isalnum()  # noqa: E731
-    return not (glued(part[0], before) or glued(part[-1], after))
+    """Whether no letter or digit is glued to the part: "art" does not stand in "a part"."""
+    before, after = text[at - 1 : at] if at else "", text[at + len(part) : at + len(part) + 1]
+    glued_before = part[0].isalnum() and before.isalnum()
+    return not (glued_before or (part[-1].isalnum() and after.isalnum()))
