@@ -1,6 +1,7 @@
 """What the files in deploy/ promise is checked against the code, Ray's schema and each other."""
 
 import ast
+import importlib
 import json
 import re
 import tomllib
@@ -59,6 +60,13 @@ def serving(manifest: list[dict[str, Any]]) -> Any:
         return ServeDeploySchema.model_validate(told)
 
 
+@pytest.fixture(scope="module")
+def launcher(serving: Any) -> Any:
+    """The module that the manifest's builder comes from."""
+    module, _, _ = serving.applications[0].import_path.partition(":")
+    return importlib.import_module(module)
+
+
 # The settings that are shipped
 
 
@@ -109,11 +117,33 @@ def test_ray_accepts_the_serve_config(serving: Any):
     assert serving.http_options.port == 8000
 
 
-def test_the_application_is_a_builder_that_the_code_has(serving: Any):
-    module, _, name = serving.applications[0].import_path.partition(":")
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-    [builder] = [f for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == name]
-    assert len(builder.args.args) == 1  # Ray hands over the config's `args`
+def test_ray_can_build_the_application_from_what_the_manifest_tells(
+    serving: Any, launcher: Any, tmp_path: Path
+):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as built
+
+        [application] = serving.applications
+        builder = getattr(launcher, application.import_path.partition(":")[2])
+        [argument] = application.args
+        file = tmp_path / "serve.toml"
+        file.write_text((DEPLOY / "serve.toml").read_text())
+        assert built(builder, {argument: str(file)}) is not None
+
+
+def test_the_pods_have_what_the_launcher_gives_ray_s_processes(
+    launcher: Any, pods: list[dict[str, Any]], settings: Settings
+):
+    wanted = launcher.environment(settings)[0] | dict.fromkeys(launcher._SPEEDY, "1")
+    wanted.pop("RAY_AUTH_MODE")  # the operator's, see authOptions
+    image = dict(re.findall(r"(\w+)=(\S+)", dict(instructions())["ENV"]))
+    for env in _values_of(pods, "env"):
+        assert wanted.items() <= (image | {v["name"]: v.get("value") for v in env}).items()
+
+
+def test_ray_lets_a_request_take_as_long_as_the_settings_say(serving: Any, settings: Settings):
+    assert serving.http_options.request_timeout_s == settings.server.request_seconds
 
 
 def test_the_settings_lie_where_the_application_and_every_pod_look(
@@ -158,7 +188,7 @@ def test_every_switch_for_ray_serve_is_one_that_ray_reads(pods: list[dict[str, A
     assert all(hasattr(constants, name) for name in ours)
 
 
-def test_a_request_outlives_neither_an_update_nor_a_drain(
+def test_neither_an_update_nor_a_drain_is_shorter_than_a_request_may_take(
     manifest: list[dict[str, Any]], pods: list[dict[str, Any]], settings: Settings
 ):
     service = of_kind(manifest, "RayService", "tiller")["spec"]
