@@ -45,3 +45,15 @@ class NothingToJudge(Refusal):
             remedy="Ask for at least one case and one seed.",
             param="cases",
         )
+
+
+class FitRefused(Refusal):
+    """A case whose fact the service would not write; the run counts it and goes on.
+
+    Attributes:
+        why: The service's own code, as the report shows it.
+    """
+
+    def __init__(self, why: str, problem: str) -> None:
+        super().__init__(problem, remedy=f"The service says {why!r}; docs/errors.md explains it.")
+        self.why = why

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from time import monotonic
 
 from editors.progress import Progress
-from evaluation.errors import NothingToJudge
+from evaluation.errors import FitRefused, NothingToJudge
 from evaluation.judge import Judge, Picture, Verdict
 from evaluation.protocol import (
     PARTS,
@@ -173,9 +173,8 @@ def _fit(case: Case, fit: Fit) -> Generator[Progress, None, Outcome]:
     try:
         fitted = yield from fit(case)
     except Refusal as refusal:
-        return Outcome(
-            case=case.key, edit=None, refused=refusal.code, seconds=monotonic() - started
-        )
+        why = refusal.why if isinstance(refusal, FitRefused) else refusal.code
+        return Outcome(case=case.key, edit=None, refused=why, seconds=monotonic() - started)
     return Outcome(
         case=case.key,
         edit=fitted.edit,
