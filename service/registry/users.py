@@ -1,0 +1,52 @@
+"""Who points to a version now: the reason why it may not be retired."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from models.errors import Refusal
+from service.registry.finding import resolve
+from service.registry.grammar import PUBLIC
+from service.registry.tables import aliases, variant_edits, variants
+
+
+def users_of(connection: Connection, version: Row[Any]) -> list[str]:
+    """The aliases and variants that mean this version, in words."""
+    return [*_aliases(connection, version), *_variants(connection, version)]
+
+
+def _aliases(connection: Connection, version: Row[Any]) -> list[str]:
+    query = sa.select(aliases.c.alias).where(
+        aliases.c.edit == version.edit, aliases.c.number == version.number
+    )
+    return [f"the alias {version.name}@{a}" for a in connection.execute(query).scalars()]
+
+
+def _variants(connection: Connection, version: Row[Any]) -> list[str]:
+    reference = variant_edits.c.reference
+    could_mean = sa.or_(
+        reference == version.name,
+        reference.startswith(f"{version.name}@", autoescape=True),
+        reference == f"sha256:{version.digest}",
+    )
+    query = (
+        sa.select(variants.c.tenant, variants.c.name, reference)
+        .join(variants, variants.c.id == variant_edits.c.variant)
+        .where(could_mean, variants.c.model.is_not(None))
+        .order_by(variants.c.tenant, variants.c.name)
+    )
+    if version.tenant != PUBLIC:
+        query = query.where(variants.c.tenant == version.tenant)
+    return [
+        f"the variant {row.name}"
+        for row in connection.execute(query).all()
+        if _means(connection, row.tenant, row.reference, version)
+    ]
+
+
+def _means(connection: Connection, tenant: str, reference: str, version: Row[Any]) -> bool:
+    try:
+        return resolve(connection, tenant, reference).id == version.id
+    except Refusal:
+        return False
