@@ -1,19 +1,18 @@
 """What pipelines with CLIP text encoders, a UNet and a VAE share."""
 
 import copy
+import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    PNDMScheduler,
-)
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel
@@ -80,7 +79,11 @@ class ClipPipeline(TextToImage):
             dtype=options.dtype,
             device=options.device,
             modules=modules,
-            parts={"schedulers": _templates(pipeline), "scale": pipeline.vae_scale_factor},
+            parts={
+                "schedulers": _templates(pipeline),
+                "scale": pipeline.vae_scale_factor,
+                "zero_negative": pipeline.config.get("force_zeros_for_empty_prompt", False),
+            },
             text_towers=text_towers,
             clip=clip,
             towers={tower.tower: tower.blocks for tower in text_towers.values()},
@@ -107,7 +110,7 @@ class ClipPipeline(TextToImage):
             module=module,
             tokenizer=getattr(pipeline, attribute.replace("text_encoder", "tokenizer")),
             projection=None if own is None else own.weight,
-            reachable_blocks=self.reachable(module.config.num_hidden_layers),
+            reachable=self.reachable(module.config.num_hidden_layers),
             fingerprint=fingerprint(folder / attribute, options.cache),
             logit_scale=None if full is None else float(full.logit_scale.detach().exp()),
         )
@@ -195,7 +198,8 @@ def _templates(pipeline: Any) -> dict[str | None, Any]:
     config = dict(pipeline.scheduler.config)
     found: dict[str | None, Any] = {None: pipeline.scheduler}
     for name, kind in _CLASSES.items():
-        accepted = {k: v for k, v in config.items() if not k.startswith("_")}
+        known = inspect.signature(kind).parameters
+        accepted = {k: v for k, v in config.items() if k in known}
         found[name] = kind.from_config(accepted, **_STATED[name])
     return found
 

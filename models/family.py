@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
@@ -151,7 +150,7 @@ class TextToImage(Family):
         """Pictures from 0 to 1 in float32."""
 
     @abstractmethod
-    def scheduler(self, hosted: HostedModel, name: str | None) -> SchedulerMixin:
+    def scheduler(self, hosted: HostedModel, name: str | None) -> Any:
         """A fresh scheduler for one row; None is the model's own."""
 
     @abstractmethod

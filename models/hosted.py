@@ -140,7 +140,7 @@ class HostedModel:
         match operation:
             case LowRank(site=site, left=left, right=right):
                 self._width(site)
-                shape = tuple(self.linears[site].weight.shape)  # pyright: ignore[reportCallIssue, reportArgumentType]
+                shape = tuple(self.linears[site].weight.shape)  # pyright: ignore[reportArgumentType]
                 if (left.shape[0], right.shape[1]) != shape:
                     asked = f"{left.shape[0]}x{right.shape[1]}"
                     raise BadPatch(

@@ -141,9 +141,9 @@ def _total(columns: Sequence[tuple[int, ...] | None]) -> int:
 def _by_site(patches: Sequence[Patch], *verbs: type[Any]) -> dict[str, dict[int, list[Any]]]:
     found: dict[str, dict[int, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for row, patch in enumerate(patches):
-        for operation in patch:
-            if isinstance(operation, verbs):
-                found[operation.site][row].append(operation)
+        wanted: list[Any] = [o for o in patch if isinstance(o, verbs)]
+        for operation in wanted:
+            found[operation.site][row].append(operation)
     return found
 
 

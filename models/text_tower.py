@@ -39,7 +39,7 @@ class TextTower:
         tower: Its name in stream sites, `text`.
         module: `CLIPTextModel` or `CLIPTextModelWithProjection`.
         projection: (out, d) text projection, None where the checkpoint has none.
-        reachable_blocks: Blocks whose output can change the picture.
+        reachable: Blocks whose output can change the picture.
         fingerprint: Of this encoder's weights alone.
         logit_scale: exp of the full CLIP's, None where there is none.
         lock: For the tokenizer, which keeps padding as state.
@@ -50,7 +50,7 @@ class TextTower:
     module: Any
     tokenizer: Any
     projection: Float[Tensor, "out d"] | None
-    reachable_blocks: range
+    reachable: range
     fingerprint: str
     logit_scale: float | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -24,3 +24,13 @@ def tiny_sd_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sd(tiny_sd_folder) -> HostedModel:
     return load("tiny-sd", tiny_sd_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_folder(tmp_path_factory) -> Path:
+    return FAMILIES["stable_diffusion_xl"].tiny(tmp_path_factory.mktemp("tiny") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tiny_sdxl_folder) -> HostedModel:
+    return load("tiny-sdxl", tiny_sdxl_folder)

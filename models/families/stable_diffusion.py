@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
 from models.clip_pipelines import ClipPipeline, blanked, named_positions
 from models.family import Conditioning
 from models.hosted import HostedModel
 from models.patch import Patch
-from models.toys import seeded, toy_tokenizer, wake
+from models.toys import (
+    seeded,
+    text_model_of,
+    toy_clip,
+    toy_scheduler,
+    toy_tokenizer,
+    toy_unet,
+    toy_vae,
+)
 
 
 class StableDiffusion(ClipPipeline):
@@ -86,76 +93,20 @@ class StableDiffusion(ClipPipeline):
         seed: int = 0,
         prediction: Literal["epsilon", "v_prediction"] = "epsilon",
     ) -> Path:
-        """A random pipeline of about two megabytes, with the full CLIP in `clip/`."""
+        """A random pipeline of about a megabyte, with the full CLIP in `clip/`."""
         with seeded(seed):
-            return self._tiny(folder, seed, prediction)
-
-    def _tiny(self, folder: Path, seed: int, prediction: str) -> Path:
-        tokenizer = toy_tokenizer(folder / "tokenizer")
-        clip = _tiny_clip(tokenizer)
-        wake(clip, seed, spread=1.2)
-        text = CLIPTextModel(clip.config.text_config)
-        text.load_state_dict(clip.text_model.state_dict())
-        StableDiffusionPipeline(
-            vae=_tiny_vae(seed),
-            text_encoder=text,
-            tokenizer=tokenizer,
-            unet=_tiny_unet(seed),
-            scheduler=DDIMScheduler(
-                beta_schedule="scaled_linear",
-                beta_start=0.00085,
-                beta_end=0.012,
-                clip_sample=False,
-                set_alpha_to_one=False,
-                steps_offset=1,
-                prediction_type=prediction,
-            ),
-            **self.left_out(),
-        ).save_pretrained(folder)
-        clip.save_pretrained(folder / "clip")
+            tokenizer = toy_tokenizer(folder / "tokenizer")
+            clip = toy_clip(tokenizer, seed)
+            StableDiffusionPipeline(
+                vae=toy_vae(seed),
+                text_encoder=text_model_of(clip),
+                tokenizer=tokenizer,
+                unet=toy_unet(seed, cross_attention_dim=32),
+                scheduler=toy_scheduler(prediction),
+                **self.left_out(),
+            ).save_pretrained(folder)
+            clip.save_pretrained(folder / "clip")
         return folder
-
-
-def _tiny_clip(tokenizer: Any) -> CLIPModel:
-    shared = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-    text = {
-        **shared,
-        "num_hidden_layers": 4,
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {**shared, "num_hidden_layers": 2, "image_size": 16, "patch_size": 8}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
-
-
-def _tiny_unet(seed: int) -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    wake(unet, seed + 1, spread=0.9, peaked=3.0)
-    return unet
-
-
-def _tiny_vae(seed: int) -> AutoencoderKL:
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
-    wake(vae, seed + 2)
-    return vae
 
 
 FAMILY = StableDiffusion()
