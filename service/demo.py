@@ -5,7 +5,7 @@ Everything goes the way a caller's requests go: over HTTP, to a service that was
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,15 +57,15 @@ def demo(
     """Change the president of Arda for one caller, and nothing for anybody else."""
     case = next(c for c in read_cases(shipped_cases()) if c.prompt == PROMPT)
     judge = miniature_judge()
+    running = ExitStack()
     with err.status("starting the service" + ("" if local else " on Ray Serve")):
-        service = serving(home.absolute(), local=local)
-        url = service.__enter__()
+        url = running.enter_context(serving(home.absolute(), local=local))
     try:
         with Tiller(url) as tiller:
             held = _shown(tiller, case, judge, output, pictures)
     finally:
         with err.status("stopping the service"):
-            service.__exit__(None, None, None)
+            running.close()
     if not held:
         raise typer.Exit(1)
 

@@ -21,7 +21,7 @@ import editors.progress
 from evaluation.cases import read_cases
 from evaluation.errors import FitRefused
 from evaluation.facts import Drawing, FactReport, FactSettings, Fitted, evaluate_facts
-from evaluation.judge import ClipJudge, Judge, Picture, Verdict
+from evaluation.judge import Judge, Picture, Verdict
 from evaluation.protocol import Case, Journal
 from evaluation.report import markdown, write
 from service.client import Tiller, TillerError
@@ -153,6 +153,12 @@ def miniature_judge() -> Judge:
     return judged
 
 
+def _clip_judge(folder: Path) -> Judge:
+    from evaluation.zero_shot import ClipJudge  # a command line without it starts in no time
+
+    return ClipJudge(folder)
+
+
 def shipped_cases() -> Path:
     """The miniature's facts."""
     return Path(str(files("miniature").joinpath("cases/facts.json")))
@@ -188,7 +194,7 @@ def evaluate_facts_command(  # noqa: PLR0913, PLR0917 - one argument per option
     """Efficacy, generality and specificity of fact edits; a stopped run goes on where it was."""
     chosen = read_cases(cases or shipped_cases())
     wanted = _evenly(chosen, limit)
-    seen_by = ClipJudge(judge) if judge else miniature_judge()
+    seen_by = _clip_judge(judge) if judge else miniature_judge()
     settings = FactSettings(seeds=tuple(range(seeds)))
     with ExitStack() as stack:
         if url is None:

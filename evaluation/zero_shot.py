@@ -1,0 +1,80 @@
+"""The judge for real checkpoints: a CLIP that answers between two texts."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+from evaluation.errors import NotAJudge
+from evaluation.judge import Picture, Verdict, two_way
+
+
+class ClipJudge:
+    """Zero-shot CLIP over two texts: softmax of `exp(logit_scale) * cos`, as the paper judges.
+
+    With `laion/CLIP-ViT-bigG-14-laion2B-39B-b160k` this is the paper's judge. In the two-text test
+    a picture like neither text passes at random.
+    """
+
+    def __init__(self, folder: str | Path, *, device: str = "cpu", rows: int = 32) -> None:
+        """Load a `CLIPModel` folder; `rows` pictures are seen at once.
+
+        Raises:
+            NotAJudge: The folder holds no such model.
+        """
+        try:
+            model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise NotAJudge(str(folder)) from error
+        self.model = model.to(device).eval().requires_grad_(requires_grad=False)  # type: ignore[arg-type]
+        self.name = str(folder)
+        self.rows = rows
+        self.processor = _processor(Path(folder))
+        self._texts: dict[str, torch.Tensor] = {}
+
+    def __call__(
+        self, pictures: Sequence[Picture], answers: Sequence[tuple[str, str]]
+    ) -> list[Verdict]:
+        """Which of its two texts each picture is nearer to."""
+        seen = self.embed_pictures(pictures)
+        scale = float(self.model.logit_scale.exp())
+        return [
+            two_way(pair, [scale * float(row @ self.embed_text(text)) for text in pair])
+            for row, pair in zip(seen, answers, strict=True)
+        ]
+
+    @torch.no_grad()
+    def embed_pictures(self, pictures: Sequence[Picture]) -> torch.Tensor:
+        """(pictures, d), of length one."""
+        found = []
+        for start in range(0, len(pictures), self.rows):
+            images = [Image.fromarray(p) for p in pictures[start : start + self.rows]]
+            pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
+            states = self.model.vision_model(pixels.to(self.model.device)).pooler_output
+            found.append(self.model.visual_projection(states))
+        return torch.nn.functional.normalize(torch.cat(found), dim=-1)
+
+    @torch.no_grad()
+    def embed_text(self, text: str) -> torch.Tensor:
+        """(d,), of length one; kept, as runs ask for few texts many times."""
+        if text not in self._texts:
+            ids = self.tokenizer([text], return_tensors="pt", truncation=True).to(self.model.device)
+            state = self.model.text_model(**ids).pooler_output
+            projected = self.model.text_projection(state)[0]
+            self._texts[text] = torch.nn.functional.normalize(projected, dim=-1)
+        return self._texts[text]
+
+
+def _processor(folder: Path) -> CLIPImageProcessorPil:
+    """The folder's own preparation of pictures, or CLIP's at the tower's size."""
+    if (folder / "preprocessor_config.json").exists():
+        return CLIPImageProcessorPil.from_pretrained(folder)
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    side = int(told["vision_config"].get("image_size", 224))
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
