@@ -1,4 +1,4 @@
-"""The REST application. It does not know Ray: `build` is the same in one process and in a replica."""
+"""The REST application; it does not know Ray: the same in one process and in a replica."""
 
 from fastapi import FastAPI
 

@@ -43,7 +43,7 @@ class Doorman:
     def __post_init__(self) -> None:
         where = self.settings.quotas.storage.removeprefix("async+")
         storage = storage_from_string(f"async+{where}")
-        object.__setattr__(self, "limiter", SlidingWindowCounterRateLimiter(storage))  # type: ignore[arg-type]
+        object.__setattr__(self, "limiter", SlidingWindowCounterRateLimiter(storage))
 
     async def admit(self, request: Request) -> Principal:
         """Who calls.

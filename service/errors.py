@@ -64,7 +64,9 @@ class NotFound(Refusal):
     """No such path."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"There is nothing at {path}.", remedy="GET /openapi.json lists all paths.")
+        super().__init__(
+            f"There is nothing at {path}.", remedy="GET /openapi.json lists all paths."
+        )
 
 
 class MethodNotAllowed(Refusal):
@@ -253,4 +255,14 @@ class NameTaken(Refusal):
     def __init__(self, name: str) -> None:
         super().__init__(
             f"{name!r} is the name of a hosted model.", remedy="Choose another name.", param="name"
+        )
+
+
+class PortTaken(Refusal):
+    """The address cannot be listened on; the service does not start."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(
+            f"Cannot listen on {address}.",
+            remedy="Another service may run there; choose another with --port.",
         )

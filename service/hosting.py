@@ -4,12 +4,12 @@ The same object serves in `tiller serve --local`, inside a Ray replica and in te
 """
 
 import asyncio
-import dataclasses
 import functools
 import io
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -19,13 +19,14 @@ from PIL import Image
 
 import miniature
 from editors import joint, lora, report
-from editors.delta import Delta
+from editors.delta import Delta, header_of
 from editors.fact import last_subject_token
 from editors.moment import Corpus, MomentStore
 from editors.progress import Progress
 from engines.diffusion import DiffusionEngine
-from engines.engine import Cancelled, Failed, Finished, ImageRequest, Step
-from engines.store import PatchStore
+from engines.errors import Draining
+from engines.request import Cancelled, Failed, Finished, ImageRequest, Step
+from engines.store import DigestStore
 from models.errors import MethodNotApplicable
 from models.family import TextToImage
 from models.hosted import HostedModel
@@ -33,8 +34,9 @@ from models.loading import load
 from models.patch import Patch
 from service.jobs import JobRunner, Ticket, fact_of, method_of
 from service.registry import Registry
+from service.registry.errors import NoReadyVersion, VersionBlocked, VersionRetired
 from service.settings import Model, Settings
-from service.workbench import Composed, Drawn, HostEvent, ImageOrder, StepDone
+from service.workbench import Composed, Drawn, EditOrder, HostEvent, ImageOrder, StepDone
 
 _COMPOSITIONS = 512
 _OTHERS = 64
@@ -58,7 +60,9 @@ class ImageHost:
             weights_of(model),
             dtype=model.dtype,
             device=model.device,
-            options={**model.options, "cache": str(settings.home / "fingerprints")},
+            family=model.family or None,
+            projection=model.projection or None,
+            cache=settings.home / "fingerprints",
         )
         self.engine = DiffusionEngine(
             self.hosted,
@@ -66,8 +70,9 @@ class ImageHost:
             mode=model.mode,
             max_waiting=model.max_waiting,
             cache_bytes=model.cache_bytes,
+            threads=model.threads,
         )
-        self.deltas = PatchStore(registry.edits.blob, model.store_bytes, parse=Delta.from_bytes)
+        self.deltas = DigestStore(registry.edits.blob, Delta.read, model.store_bytes)
         self.moments = MomentStore(settings.home / "moments")
         self.compositions = _Compositions(self.hosted, self.deltas.get)
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs)
@@ -88,34 +93,47 @@ class ImageHost:
         tickets = []
 
         def happened(index: int, event: Any) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, (index, event))
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
         try:
-            for i, request in enumerate(_rows(order, composed.patch)):
+            for i, request in enumerate(self._rows(order, composed.patch)):
                 tickets.append(self.engine.submit(request, functools.partial(happened, i)))
-            yield Composed(
-                patch=composed.patch.digest,
-                inexact=composed.inexact,
-                conflicts=tuple(dataclasses.asdict(c) for c in composed.conflicts),
-            )
+            yield _composed(composed)
             open_rows = len(tickets)
             while open_rows:
                 index, event = await events.get()
-                match event:
-                    case Step() if order.steps_told:
-                        yield StepDone(
-                            index=index, done=event.done, total=event.total, preview=event.preview
-                        )
-                    case Finished():
-                        open_rows -= 1
-                        yield await asyncio.to_thread(_drawn, index, event, order)
-                    case Failed():
-                        raise event.refusal
-                    case Cancelled():
-                        raise asyncio.CancelledError
+                told = await asyncio.to_thread(_told, index, event, order)
+                open_rows -= isinstance(told, Drawn)
+                if told is not None:
+                    yield told
         finally:
             for ticket in tickets:
                 ticket.cancel()
+
+    def _rows(self, order: ImageOrder, patch: Patch) -> list[ImageRequest]:
+        steps = order.steps or self.model.steps
+        scale = self.model.guidance_scale if order.guidance_scale is None else order.guidance_scale
+        # p previews of s steps: one after every s / (p + 1) of them, none after the last.
+        every = max(1, steps // (order.previews + 1)) if order.previews else 0
+        return [
+            ImageRequest(
+                id=f"{order.id}-{i}",
+                prompt=order.prompt,
+                negative_prompt=order.negative_prompt,
+                seed=seed,
+                steps=steps,
+                guidance=scale,
+                sampler=order.sampler,
+                height=order.height,
+                width=order.width,
+                patch=patch,
+                patch_negative=order.negative_edits == "same",
+                previews=every,
+                seconds=order.seconds,
+            )
+            for i, seed in enumerate(order.seeds)
+        ]
 
     async def check_fact(self, payload: Mapping[str, Any]) -> None:
         """Refuse a fact that no fit could write into this model."""
@@ -140,8 +158,9 @@ class ImageHost:
 
     def _adopted(self, data: bytes) -> tuple[bytes, dict[str, Any]]:
         delta = adopted(data, self.hosted)
-        delta.check_base(self.hosted)
-        return delta.to_bytes(), delta.header.as_dict()
+        delta.check_base(self.hosted, "The imported file")
+        self.hosted.check(delta.patch())
+        return delta.data, dict(delta.header)
 
     async def load(self) -> Mapping[str, Any]:
         """Rows active and waiting, cache hits, seconds since the owner thread's last sign."""
@@ -156,16 +175,22 @@ class ImageHost:
         return self._fitting(fact, method, others)
 
     def _fitting(
-        self, fact: Any, method: Any, others: list[Delta]
+        self, fact: Any, method: Any, others: list[joint.Named]
     ) -> Generator[Progress, None, tuple[Delta, bool]]:
         delta = yield from method.fit(self.hosted, fact, self.moments, self._corpus())
         measured = yield from report.measure(self.hosted, fact, delta, others=others)
         return delta.with_report(measured), measured.passed
 
-    def _live(self, tenant: str, name: str) -> list[Delta]:
-        edits = self.registry.edits.list(tenant, _OTHERS, None)
-        names = [e.name for e in edits if e.model == self.name and e.name != name]
-        return [self.deltas.get(self.registry.names.resolve(tenant, n).digest) for n in names]
+    def _live(self, tenant: str, name: str) -> list[joint.Named]:
+        versions = []
+        for edit in self.registry.edits.list(tenant, _OTHERS).items:
+            with suppress(NoReadyVersion, VersionRetired, VersionBlocked):
+                versions.append(self.registry.names.resolve(tenant, edit.name))
+        return [
+            joint.Named(name=v.reference, delta=self.deltas.get(v.digest))
+            for v in versions
+            if v.name != name and v.model == self.name
+        ]
 
     def _corpus(self) -> Corpus:
         return Corpus.read(corpus_of(self.model))
@@ -195,44 +220,53 @@ class _Compositions:
         self.kept: OrderedDict[tuple[tuple[str, float], ...], joint.Composition] = OrderedDict()
         self.lock = Lock()
 
-    def of(self, edits: tuple[tuple[str, float], ...]) -> joint.Composition:
+    def of(self, edits: tuple[EditOrder, ...]) -> joint.Composition:
         """The composition; the same object for the same edits in any order."""
-        key = tuple(sorted(edits))
+        key = tuple(sorted((e.digest, e.strength) for e in edits))
         with self.lock:
             if key in self.kept:
                 self.kept.move_to_end(key)
                 return self.kept[key]
-        deltas = [(self.delta(digest), strength) for digest, strength in key]
-        for delta, _ in deltas:
-            delta.check_base(self.hosted)
-        composed = joint.compose(deltas, self.hosted)
+        named = [self._named(edit) for edit in edits]
+        composed = joint.compose(named)
+        self.hosted.check(composed.patch)
         with self.lock:
             self.kept[key] = composed
             while len(self.kept) > _COMPOSITIONS:
                 self.kept.popitem(last=False)
         return composed
 
+    def _named(self, edit: EditOrder) -> joint.Named:
+        delta = self.delta(edit.digest)
+        delta.check_base(self.hosted, edit.label)
+        return joint.Named(name=edit.label, delta=delta, strength=edit.strength)
 
-def _rows(order: ImageOrder, patch: Patch) -> list[ImageRequest]:
-    deadline = time.monotonic() + order.seconds
-    return [
-        ImageRequest(
-            id=f"{order.id}-{i}",
-            prompt=order.prompt,
-            negative_prompt=order.negative_prompt,
-            seed=seed,
-            steps=order.steps,
-            guidance_scale=order.guidance_scale,
-            sampler=order.sampler,
-            height=order.height,
-            width=order.width,
-            patch=patch,
-            negative_patch=order.negative_edits,
-            previews=order.previews,
-            deadline=deadline,
-        )
-        for i, seed in enumerate(order.seeds)
-    ]
+
+def _composed(composition: joint.Composition) -> Composed:
+    return Composed(
+        patch=composition.patch.digest,
+        exact=composition.exact,
+        vif=composition.vif,
+        strain=composition.strain,
+        warnings=composition.warnings,
+    )
+
+
+def _told(index: int, event: Any, order: ImageOrder) -> StepDone | Drawn | None:
+    """An engine's event as the host tells it; a refusal is raised."""
+    match event:
+        case Step(done=done, total=total, preview=preview):
+            if not order.steps_told:
+                return None
+            png = None if preview is None else png_of(preview)
+            return StepDone(index=index, done=done, total=total, preview=png)
+        case Finished():
+            return _drawn(index, event, order)
+        case Failed(why=refusal):
+            raise refusal
+        case Cancelled():
+            raise Draining  # nobody else cancels our rows
+    return None
 
 
 def _drawn(index: int, finished: Finished, order: ImageOrder) -> Drawn:
@@ -242,10 +276,11 @@ def _drawn(index: int, finished: Finished, order: ImageOrder) -> Drawn:
         "picture_width": width,
         "picture_height": height,
         "mode": finished.mode,
-        "batch_width": finished.width,
-        "rows_changed": finished.rows_changed,
+        "slots": finished.slots,
+        "rows_changed": int(finished.tokens_changed > 0),
         "tokens_changed": finished.tokens_changed,
-        "timings": dict(finished.timings),
+        "prompt_cached": finished.cached,
+        "seconds": round(finished.seconds, 4),
         "negative_edits": order.negative_edits,
     }
     return Drawn(index=index, png=png_of(finished.image), facts=facts)
@@ -279,9 +314,18 @@ def describe(hosted: HostedModel, started: int) -> dict[str, Any]:
 
 def adopted(data: bytes, hosted: HostedModel) -> Delta:
     """A delta file, or a PEFT adapter (zip, or safetensors without our header), as a delta."""
-    if data[:2] != b"PK" and b'"header"' in data[: min(len(data), 2**20)]:
-        return Delta.from_bytes(data)
+    if is_delta(data):
+        return Delta.read(data)
     return lora.import_lora(data, hosted)
+
+
+def is_delta(data: bytes) -> bool:
+    """Whether these bytes claim to be a delta file of ours: safetensors with our one header."""
+    try:
+        header_of(data)
+    except (ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def weights_of(model: Model) -> str:

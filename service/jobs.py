@@ -1,4 +1,4 @@
-"""Long work: a leased job drains a fit, tells how far it is, stops at a cancel, registers a version.
+"""Long work: a leased job drains a fit, tells how far it is and registers a version.
 
 The fit is a generator that knows nothing of this. It runs on the thread that owns the model, one
 step between two steps of the pictures; this file's thread only talks to the registry.
@@ -10,21 +10,24 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
+from pydantic import ValidationError
 
 from editors.delta import Delta
 from editors.fact import Fact, Phrasing
 from editors.known import EDITORS
 from editors.progress import Progress
 from models.errors import Refusal
-from pydantic import ValidationError
 from service import limits
 from service.errors import BadRequest, Crashed, UnknownKey, UnknownMethod
 from service.problems import problem_of
 from service.registry import Registry
+from service.registry.errors import LeaseLost
+from service.registry.records import Job
 from service.schema import OPTIONS, FactBody
 from service.settings import Jobs, Limits
 
@@ -174,7 +177,7 @@ class JobRunner:
                 job = self.registry.jobs.lease(
                     self.worker, [FIT], [self.bench.name], self.settings.lease_seconds
                 )
-            except Exception:  # noqa: BLE001 - the registry may be away for a moment
+            except Exception:
                 self.log.exception("lease_failed")
                 self._stopping.wait(5 * self.settings.poll_seconds)
                 continue
@@ -183,20 +186,28 @@ class JobRunner:
             else:
                 self._work(job)
 
-    def _work(self, job: Any) -> None:
+    def _work(self, job: Job) -> None:
         started = time.monotonic()
         try:
             result = self._fitted(job)
             if result is not None:
                 self.registry.jobs.finish(job.id, self.worker, result)
+        except LeaseLost:
+            self.log.warning("lease_lost", job=job.id)  # its new worker answers for it
         except Refusal as refusal:
-            self.registry.jobs.fail(job.id, self.worker, problem_of(refusal))
-        except Exception:  # noqa: BLE001 - a job's crash must not end the runner
+            self._failed(job, refusal)
+        except Exception:
             self.log.exception("job_crashed", job=job.id)
-            self.registry.jobs.fail(job.id, self.worker, problem_of(Crashed()))
-        self.log.info("job", job=job.id, kind=job.kind, seconds=round(time.monotonic() - started, 2))
+            self._failed(job, Crashed())
+        self.log.info(
+            "job", job=job.id, kind=job.kind, seconds=round(time.monotonic() - started, 2)
+        )
 
-    def _fitted(self, job: Any) -> dict[str, Any] | None:
+    def _failed(self, job: Job, refusal: Refusal) -> None:
+        with suppress(Refusal):  # an unreachable registry: the lease runs out by itself
+            self.registry.jobs.fail(job.id, self.worker, problem_of(refusal))
+
+    def _fitted(self, job: Job) -> dict[str, Any] | None:
         """The job's result; None if it was cancelled or given back."""
         outcome = Outcome()
         work = self.bench.fit(job.tenant, job.payload)
@@ -205,40 +216,46 @@ class JobRunner:
         while not outcome.over.wait(_BEAT_SECONDS):
             if self._stopping.is_set():
                 ticket.cancel()
-                outcome.over.wait(_BEAT_SECONDS)
                 self.registry.jobs.release(job.id, self.worker)
                 return None
-            told = self._beat(job, outcome.progress, told, ticket)
-        if self.registry.jobs.heartbeat(job.id, self.worker, 1.0, "registering", None):
-            return None  # cancelled in the last moment: nothing is registered
+            if self._beat(job, outcome.progress, told, ticket):
+                return None
+            told = outcome.progress
+        if self._beat(job, outcome.progress, told, ticket):
+            return None  # in the last moment: nothing is registered
         if outcome.error is not None:
             raise outcome.error
         delta, passed = outcome.result
         return self._registered(job, delta, passed)
 
     def _beat(
-        self, job: Any, progress: Progress | None, told: Progress | None, ticket: Ticket
-    ) -> Progress | None:
+        self, job: Job, progress: Progress | None, told: Progress | None, ticket: Ticket
+    ) -> bool:
+        """Tell how far the job is; True if it was cancelled, and is stopped."""
         stage = progress.stage if progress else "starting"
-        line = progress.message if progress and progress is not told and progress.message else None
-        if self.registry.jobs.heartbeat(job.id, self.worker, share(progress), stage, line):
+        line = said(progress) if progress and progress is not told else ""
+        try:
+            asked = self.registry.jobs.heartbeat(job.id, self.worker, share(progress), stage, line)
+        except LeaseLost:
             ticket.cancel()
-        return progress
+            raise
+        if asked:
+            ticket.cancel()
+            self.registry.jobs.stopped(job.id, self.worker)
+        return asked
 
-    def _registered(self, job: Any, delta: Delta, passed: bool) -> dict[str, Any]:
-        data = delta.to_bytes()
-        header = delta.header.as_dict()
+    def _registered(self, job: Job, delta: Delta, passed: bool) -> dict[str, Any]:
+        header = dict(delta.header)
         version = self.registry.edits.register(
             job.tenant,
             job.payload["name"],
             job.model,
-            header["fingerprint"],
-            data,
+            header["base"]["fingerprint"],
+            delta.data,
             header=header,
             report=header.get("report"),
             status="ready" if passed else "failed_checks",
-            kind="edit",
-            actor=job.actor,
+            actor=job.created_by,
             job=job.id,
         )
         address = f"/v1/edits/{version.name}/versions/{version.number}"
@@ -250,6 +267,13 @@ class JobRunner:
             "report": version.report,
             "location": address,
         }
+
+
+def said(progress: Progress) -> str:
+    """One log line of a step."""
+    numbers = ", ".join(f"{k} {v:.4g}" for k, v in progress.values.items())
+    told = f"{progress.message}: {numbers}" if progress.message and numbers else numbers
+    return f"{progress.stage} {progress.done}/{progress.total} {told or progress.message}".strip()
 
 
 def share(progress: Progress | None) -> float:

@@ -42,7 +42,9 @@ def check_edits(edits: Sequence[EditUse], limits: Limits) -> None:
 
 def check_fact(body: FactBody, limits: Limits) -> None:
     """Refuse a fact that is larger than the operator allows, or says nothing to write."""
-    longest = max(len(t) for t in (body.prompt, body.target or "", body.source or "", *body.neighbours))
+    longest = max(
+        len(t) for t in (body.prompt, body.target or "", body.source or "", *body.neighbours)
+    )
     asked: dict[str, tuple[float, float]] = {
         "prompt": (longest, limits.prompt_characters),
         "phrasings": (len(body.phrasings) + len(body.neighbours), limits.phrasings),

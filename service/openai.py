@@ -15,7 +15,7 @@ from service.limits import size_of
 from service.problems import openai_error
 from service.resolving import Wanted
 from service.schema import SAFE_INTEGER, ImageBody
-from service.workbench import Composed, Drawn, HostEvent, ImageOrder, StepDone
+from service.workbench import Composed, Drawn, EditOrder, HostEvent, ImageOrder, StepDone
 
 HEARTBEAT_SECONDS = 15.0
 DONE = b"data: [DONE]\n\n"
@@ -36,7 +36,10 @@ def image_order(body: ImageBody, wanted: Wanted, request_id: str, seconds: float
         sampler=body.sampler,
         height=height,
         width=width,
-        edits=tuple((e.digest, e.strength) for e in wanted.edits),
+        edits=tuple(
+            EditOrder(digest=e.digest, strength=e.strength, label=f"{e.name}@{e.version}")
+            for e in wanted.edits
+        ),
         negative_edits=body.negative_edits,
         previews=body.partial_images or 0,
         steps_told=bool(body.stream),
@@ -54,8 +57,10 @@ def applied(
         "fingerprint": card["fingerprint"],
         "edits": [e.as_dict() for e in wanted.edits],
         "patch": composed.patch,
-        "inexact": composed.inexact,
-        "conflicts": [dict(c) for c in composed.conflicts],
+        "exact": composed.exact,
+        "vif": composed.vif,
+        "strain": composed.strain,
+        "warnings": list(composed.warnings),
         "request_id": request_id,
     }
 

@@ -8,8 +8,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+import editors.errors as of_editors
+import engines.errors as of_engines
 import models.errors as of_models
 import service.errors as of_service
+import service.registry.errors as of_registry
 from models.errors import Refusal
 
 STATUS: dict[type[Refusal], int] = {
@@ -18,6 +21,39 @@ STATUS: dict[type[Refusal], int] = {
     of_models.NotSafetensors: 422,
     of_models.PatchNotApplied: 500,
     of_models.WrongBase: 409,
+    # editors
+    of_editors.AlreadyTrue: 409,
+    of_editors.BadMoment: 409,
+    of_editors.EditsConflict: 409,
+    # engines
+    of_engines.Full: 429,
+    of_engines.Draining: 503,
+    of_engines.DeadlineExceeded: 504,
+    of_engines.EngineFailed: 500,
+    # registry
+    of_registry.UnknownEdit: 404,
+    of_registry.UnknownVersion: 404,
+    of_registry.UnknownAlias: 404,
+    of_registry.UnknownDigest: 404,
+    of_registry.UnknownVariant: 404,
+    of_registry.UnknownJob: 404,
+    of_registry.UnknownApiKey: 404,
+    of_registry.NoReadyVersion: 409,
+    of_registry.VersionRetired: 409,
+    of_registry.VersionBlocked: 403,
+    of_registry.InUse: 409,
+    of_registry.ChecksFailed: 409,
+    of_registry.AliasMoved: 412,
+    of_registry.NothingToRollBack: 409,
+    of_registry.KindDiffers: 409,
+    of_registry.LeaseLost: 409,
+    of_registry.StillInProgress: 409,
+    of_registry.RegistryFull: 409,
+    of_registry.TooManyJobs: 429,
+    of_registry.BlobMissing: 500,
+    of_registry.BlobCorrupt: 500,
+    of_registry.BadStore: 500,
+    of_registry.IndexUnavailable: 503,
     # service
     of_service.BadRequest: 422,
     of_service.BodyTooLarge: 413,
@@ -47,13 +83,12 @@ def status_of(refusal: Refusal) -> int:
 
 
 def problem_of(refusal: Refusal) -> dict[str, Any]:
-    """A refusal as plain data: what a failed job stores and what both shapes are made of."""
+    """A refusal as plain data: what a failed job stores."""
     return {
         "code": refusal.code,
-        "detail": refusal.problem,
+        "problem": refusal.problem,
         "remedy": refusal.remedy,
         "param": refusal.param,
-        "status": status_of(refusal),
     }
 
 
@@ -81,9 +116,13 @@ def rfc9457(refusal: Refusal, path: str, request_id: str) -> dict[str, Any]:
     return {
         "type": f"urn:tiller:problem:{refusal.code}",
         "title": refusal.code.replace("_", " ").capitalize(),
+        "status": status_of(refusal),
+        "detail": refusal.problem,
         "instance": path,
         "request_id": request_id,
-        **problem_of(refusal),
+        "code": refusal.code,
+        "param": refusal.param,
+        "remedy": refusal.remedy,
     }
 
 
@@ -109,7 +148,7 @@ def _headers(refusal: Refusal, status: int) -> Mapping[str, str]:
 def of_validation(error: RequestValidationError) -> Refusal:
     """What pydantic found, as a refusal that names the key's path. Inputs are not repeated."""
     # An unknown key explains other findings (a misspelt `prompt` is also a missing one): it first.
-    found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
+    found = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     place, *rest = found["loc"]
     path = _path(rest)
     if found["type"] == "extra_forbidden":
@@ -127,7 +166,7 @@ def of_validation(error: RequestValidationError) -> Refusal:
 
 
 def _unknown(path: str) -> Refusal:
-    from service.schema import NOT_OFFERED  # noqa: PLC0415 - the schema imports every editor
+    from service.schema import NOT_OFFERED
 
     if path == "extra_body":
         return of_service.LiteralExtraBody()

@@ -6,11 +6,9 @@ from typing import Any
 
 from service.errors import EditTwice, UnknownModel, WrongModel
 from service.registry import Registry
-from service.registry.errors import UnknownEdit, UnknownVariant
+from service.registry.errors import UnknownVariant
+from service.registry.records import Variant
 from service.schema import EditUse
-
-PUBLIC = "public"
-"""The tenant whose edits everybody may use, where their own has none of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +54,7 @@ class Resolver:
         Raises:
             UnknownModel: Neither a hosted model nor a variant.
             UnknownEdit: No such edit, version or alias in the tenant or in `public`.
+            VersionRetired, VersionBlocked: It may not be used any more.
             WrongModel: An edit of another model.
             EditTwice: Two names of one version.
         """
@@ -65,29 +64,21 @@ class Resolver:
         if base not in self.hosted:
             bundle = self._variant(tenant, base)
             variant, base = base, bundle.model
-            named = [EditUse(**use) for use in bundle.edits] + named
+            named = uses_of(bundle) + named
             if base not in self.hosted:
                 raise UnknownModel(base, ", ".join(self.hosted))
         applied = tuple(self._apply(tenant, base, use) for use in (*named, *edits))
         _all_different(applied)
         return Wanted(model=base, edits=applied, variant=variant)
 
-    def _variant(self, tenant: str, name: str) -> Any:
+    def _variant(self, tenant: str, name: str) -> Variant:
         try:
             return self.registry.variants.get(tenant, name)
         except UnknownVariant:
             raise UnknownModel(name, ", ".join(self.hosted)) from None
 
     def _apply(self, tenant: str, model: str, use: EditUse) -> Applied:
-        try:
-            version = self.registry.names.resolve(tenant, use.name)
-        except UnknownEdit:
-            if tenant == PUBLIC:
-                raise
-            try:
-                version = self.registry.names.resolve(PUBLIC, use.name)
-            except UnknownEdit:
-                version = self.registry.names.resolve(tenant, use.name)  # the tenant's own refusal
+        version = self.registry.names.resolve(tenant, use.name)
         if version.model != model:
             raise WrongModel(use.name, version.model, model)
         return Applied(
@@ -96,6 +87,15 @@ class Resolver:
             digest=version.digest,
             strength=use.strength,
         )
+
+
+def uses_of(bundle: Variant) -> list[EditUse]:
+    """The edits of a variant, each with its strength."""
+    strengths = bundle.settings.get("strengths", [1.0] * len(bundle.edits))
+    return [
+        EditUse(name=name, strength=strength)
+        for name, strength in zip(bundle.edits, strengths, strict=True)
+    ]
 
 
 def _all_different(applied: Sequence[Applied]) -> None:

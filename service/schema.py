@@ -47,7 +47,7 @@ class EditUse(Body):
     """An edit that a request applies."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
-    """`potus` (its alias `live`, else the newest version), `potus@3`, `potus@live`, `sha256:...`."""
+    """`potus` (alias `live`, else the newest version), `potus@3`, `potus@live`, `sha256:...`."""
     strength: float = 1.0
 
 
@@ -147,7 +147,6 @@ class KeyBody(Body):
     """`POST /v1/keys`."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
-    tenant: Name = "default"
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=20)]
     days: Annotated[int, Field(ge=1, le=3650)] | None = None
     """How long the key works; without it, until it is revoked."""

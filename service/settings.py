@@ -65,6 +65,10 @@ class Model(Section):
     """Rows that share one call of the denoiser."""
     mode: Literal["exact", "fast"] = "exact"
     """`exact`: a row's picture is bitwise the same alone and in company."""
+    steps: Annotated[int, Ge(1), Le(1000)] = 25
+    """For requests that do not say."""
+    guidance_scale: Annotated[float, Ge(0)] = 7.5
+    """For requests that do not say."""
     max_waiting: Annotated[int, Ge(1), Le(10_000)] = 64
     threads: Annotated[int, Ge(1), Le(256)] = 1
     replicas: Annotated[int, Ge(1), Le(256)] = 1
@@ -76,8 +80,10 @@ class Model(Section):
     gpus: Annotated[float, Ge(0)] = 0.0
     memory_bytes: Annotated[int, Ge(0)] = 2 * 2**30
     """Declared to Ray, which otherwise packs replicas by CPU only."""
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """What the family takes: `edit_block`, `projection`, ..."""
+    family: str = ""
+    """Its kind; empty: the one that recognises the folder."""
+    projection: str = ""
+    """A full CLIP whose text tower is the pipeline's, for fact edits; empty: `clip/` inside."""
     corpus: Corpus = Corpus()
 
 

@@ -62,7 +62,7 @@ class Telemetry:
 
 
 class Observed:
-    """ASGI: gives each request an id, counts it, logs one line, and turns a crash into an answer."""
+    """ASGI: gives each request an id, counts it, logs a line, turns a crash into an answer."""
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
         self.app, self.telemetry = app, telemetry
@@ -89,7 +89,7 @@ class Observed:
 
         try:
             await self.app(scope, receive, observed)
-        except Exception:  # noqa: BLE001 - the last seam: log it, answer without a traceback
+        except Exception:
             self.log.exception("crashed", request_id=scope["state"]["request_id"])
             if not status:
                 await answer(Request(scope), Crashed())(scope, receive, observed)
@@ -147,6 +147,6 @@ def log_as_json(level: int = logging.INFO) -> None:
 
 
 def _stderr() -> Any:
-    import sys  # noqa: PLC0415 - bound when called, not at import
+    import sys
 
     return sys.stderr

@@ -10,11 +10,20 @@ from threading import Event
 from typing import Any, Literal, Protocol
 
 from service.auth import Doorman
-from service.errors import ShuttingDown, UnknownModel
+from service.errors import OpenDoor, ShuttingDown, UnknownModel
 from service.pictures import Pictures
-from service.registry import Registry
+from service.registry import Registry, open_registry
 from service.settings import Settings
 from service.telemetry import Telemetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOrder:
+    """An edit by its content; `label` is for error messages only."""
+
+    digest: str
+    strength: float
+    label: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +32,7 @@ class ImageOrder:
 
     Attributes:
         seeds: One picture each.
-        edits: (digest, strength), in the request's order.
+        previews: How many previews of each picture are wanted.
         steps_told: Whether `StepDone` events are wanted.
         seconds: How long it may take, queueing included.
     """
@@ -37,7 +46,7 @@ class ImageOrder:
     sampler: str | None = None
     height: int | None = None
     width: int | None = None
-    edits: tuple[tuple[str, float], ...] = ()
+    edits: tuple[EditOrder, ...] = ()
     negative_edits: Literal["same", "plain"] = "same"
     previews: int = 0
     steps_told: bool = False
@@ -46,11 +55,20 @@ class ImageOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """First event: what all pictures of the order will carry."""
+    """First event: what all pictures of the order will carry.
+
+    Attributes:
+        patch: The composed patch's digest.
+        exact: False where something without stored keys (an imported LoRA) takes part.
+        vif: The largest variance inflation among the edits' keys; 1 where nothing overlaps.
+        strain: The joint update's size relative to the single ones.
+    """
 
     patch: str
-    inexact: bool
-    conflicts: tuple[Mapping[str, Any], ...]
+    exact: bool
+    vif: float
+    strain: float
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +97,7 @@ class Host(Protocol):
     """One hosted model, in this process or in another. Its methods raise `Refusal`s only."""
 
     async def card(self) -> Mapping[str, Any]:
-        """What the model is: family, fingerprint, sites, methods that apply; NotReady while loading."""
+        """What the model is: family, sites, methods that apply; NotReady while it is loaded."""
         ...
 
     def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
@@ -127,3 +145,34 @@ class Workbench:
         if name not in self.hosts:
             raise UnknownModel(name, ", ".join(self.hosts))
         return self.hosts[name]
+
+
+def open_home(settings: Settings) -> Registry:
+    """The registry of the settings' state folder, migrated; the folder is made if it is missing.
+
+    Raises:
+        OpenDoor: The service would listen beyond loopback and there is no API key.
+    """
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    registry = open_registry(settings.index_url, settings.blobs_url)
+    if not settings.keyless and not registry.keys.any_works():
+        registry.close()
+        raise OpenDoor(settings.server.host)
+    return registry
+
+
+def assemble(settings: Settings, registry: Registry, hosts: Mapping[str, Host]) -> Workbench:
+    """A workbench over these hosts."""
+    limits = settings.limits
+    return Workbench(
+        settings=settings,
+        registry=registry,
+        hosts=hosts,
+        pictures=Pictures(
+            folder=settings.home / "pictures",
+            capacity_bytes=limits.pictures_bytes,
+            seconds=limits.pictures_seconds,
+        ),
+        doorman=Doorman(settings=settings, registry=registry),
+        telemetry=Telemetry(),
+    )

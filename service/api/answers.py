@@ -1,7 +1,7 @@
-"""How every route answers: JSON with a `tiller` object, lists with a cursor, events as they come."""
+"""How every route answers: JSON with a `tiller` object, lists with a cursor; events."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import BadRequest, UnknownKey
 from service.openai import SSE_HEADERS, kept_alive
+from service.registry import records
 from service.workbench import Workbench
 
 T = TypeVar("T")
@@ -30,12 +31,6 @@ class Page(BaseModel):
     model_config = ConfigDict(extra="forbid")
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     after: str | None = None
-
-
-class NoQuery(BaseModel):
-    """No query at all: a misspelt one must not be ignored."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 def no_query(request: Request) -> None:
@@ -61,16 +56,14 @@ def reply(
 
 
 def listed(
-    request: Request, data: Sequence[Mapping[str, Any]], limit: int, cursor: str
+    request: Request, page: records.Page[T], render: Callable[[T], Mapping[str, Any]]
 ) -> JSONResponse:
-    """A page of a list; `cursor` names the key by which the next page continues."""
-    more = len(data) > limit
-    page = list(data[:limit])
+    """A page of a list; `after=next_cursor` asks for the next."""
     body = {
         "object": "list",
-        "data": page,
-        "has_more": more,
-        "next_cursor": str(page[-1][cursor]) if more else None,
+        "data": [render(item) for item in page.items],
+        "has_more": page.has_more,
+        "next_cursor": page.next_cursor,
     }
     return reply(request, body)
 

@@ -23,7 +23,7 @@ IfMatch = Annotated[str | None, Header(alias="If-Match")]
 EXACT = [Depends(no_query)]
 
 
-class Form_(BaseModel):
+class DeltaForm(BaseModel):
     """`?format=`: how a delta is downloaded."""
 
     model_config = ConfigDict(extra="forbid")
@@ -44,7 +44,7 @@ async def register_edit(
 
 
 @router.post("/import", status_code=201, dependencies=EXACT)
-async def import_edit(  # noqa: PLR0913 - one argument per form field
+async def import_edit(
     request: Request,
     file: Annotated[UploadFile, File()],
     name: Annotated[str, Form(pattern=NAME)],
@@ -67,9 +67,7 @@ async def import_edit(  # noqa: PLR0913 - one argument per form field
         card["fingerprint"],
         delta,
         header=header,
-        report=header.get("report"),
         status="ready",
-        kind="import",
         actor=caller.name,
     )
     return reply(request, version_body(version), 201, {"Location": _address(version)})
@@ -81,9 +79,9 @@ async def list_edits(
 ) -> JSONResponse:
     """This tenant's edits by name."""
     edits = await asyncio.to_thread(
-        bench.registry.edits.list, caller.tenant, page.limit + 1, page.after
+        bench.registry.edits.list, caller.tenant, page.limit, page.after
     )
-    return listed(request, [edit_body(edit) for edit in edits], page.limit, "name")
+    return listed(request, edits, edit_body)
 
 
 @router.get("/{name}", dependencies=EXACT)
@@ -92,23 +90,23 @@ async def show_edit(request: Request, name: str, bench: Bench, caller: Reader) -
     registry = bench.registry
     edit = await asyncio.to_thread(registry.edits.get, caller.tenant, name)
     versions = await asyncio.to_thread(registry.edits.versions, caller.tenant, name)
-    aliases = await asyncio.to_thread(registry.names.aliases, caller.tenant, name)
-    body = {
-        **edit_body(edit),
-        "aliases": [alias_body(a) for a in aliases],
-        "versions": [{k: version_body(v)[k] for k in _SHORT} for v in versions],
-    }
+    history = [{k: version_body(v)[k] for k in _SHORT} for v in versions.items]
+    body = {**edit_body(edit), "history": history, "history_has_more": versions.has_more}
     return reply(request, body)
 
 
 _SHORT = ("version", "status", "digest", "created_at", "created_by")
 
 
-@router.get("/{name}/versions", dependencies=EXACT)
-async def list_versions(request: Request, name: str, bench: Bench, caller: Reader) -> JSONResponse:
-    """All versions, oldest first, with settings and reports."""
-    versions = await asyncio.to_thread(bench.registry.edits.versions, caller.tenant, name)
-    return listed(request, [version_body(v) for v in versions], len(versions), "version")
+@router.get("/{name}/versions")
+async def list_versions(
+    request: Request, name: str, page: Annotated[Page, Query()], bench: Bench, caller: Reader
+) -> JSONResponse:
+    """All versions, newest first, with settings and reports."""
+    versions = await asyncio.to_thread(
+        bench.registry.edits.versions, caller.tenant, name, page.limit, page.after
+    )
+    return listed(request, versions, version_body)
 
 
 @router.get("/{name}/versions/{number}", dependencies=EXACT)
@@ -131,7 +129,7 @@ async def retire_version(
 
 @router.get("/{name}/versions/{number}/delta")
 async def download_delta(
-    name: str, number: int, form: Annotated[Form_, Query()], bench: Bench, caller: Reader
+    name: str, number: int, form: Annotated[DeltaForm, Query()], bench: Bench, caller: Reader
 ) -> Response:
     """The safetensors file itself, or an adapter for peft (zip) or diffusers."""
     version = await _version(bench, caller, name, number)
@@ -152,7 +150,7 @@ async def download_delta(
 async def list_aliases(request: Request, name: str, bench: Bench, caller: Reader) -> JSONResponse:
     """Names that move, and where they point."""
     aliases = await asyncio.to_thread(bench.registry.names.aliases, caller.tenant, name)
-    return listed(request, [alias_body(a) for a in aliases], len(aliases), "alias")
+    return reply(request, {"object": "list", "data": [alias_body(a) for a in aliases]})
 
 
 @router.get("/{name}/aliases/{alias}", dependencies=EXACT)
@@ -160,15 +158,12 @@ async def show_alias(
     request: Request, name: str, alias: str, bench: Bench, caller: Reader
 ) -> JSONResponse:
     """One alias; its ETag is its generation."""
-    aliases = await asyncio.to_thread(bench.registry.names.aliases, caller.tenant, name)
-    found = [a for a in aliases if a.alias == alias]
-    if not found:
-        raise UnknownAlias(name, alias)
-    return _alias_reply(request, found[0])
+    found = await asyncio.to_thread(bench.registry.names.alias, caller.tenant, name, alias)
+    return _alias_reply(request, found)
 
 
 @router.put("/{name}/aliases/{alias}", dependencies=EXACT)
-async def move_alias(  # noqa: PLR0913 - one argument per part of the request
+async def move_alias(  # noqa: PLR0913, PLR0917 - one argument per part of the request
     request: Request,
     name: str,
     alias: str,
@@ -192,7 +187,7 @@ async def move_alias(  # noqa: PLR0913 - one argument per part of the request
 
 
 @router.post("/{name}/aliases/{alias}/rollback", dependencies=EXACT)
-async def roll_back(  # noqa: PLR0913 - one argument per part of the request
+async def roll_back(
     request: Request,
     name: str,
     alias: str,
@@ -242,9 +237,10 @@ def edit_body(edit: Any) -> dict[str, Any]:
     return {
         "object": "edit",
         "name": edit.name,
-        "model": edit.model,
-        "latest": edit.latest,
+        "versions": edit.versions,
+        "aliases": [alias_body(a) for a in edit.aliases],
         "created_at": edit.created_at,
+        "created_by": edit.created_by,
     }
 
 
@@ -256,6 +252,8 @@ def alias_body(alias: Any) -> dict[str, Any]:
         "alias": alias.alias,
         "version": alias.version,
         "generation": alias.generation,
+        "moved_at": alias.moved_at,
+        "moved_by": alias.moved_by,
     }
 
 

@@ -37,7 +37,9 @@ async def generate(request: Request, body: ImageBody, bench: Bench, caller: Call
     drawn, tiller = await while_connected(request, _draw(bench, wanted, order))
     if as_png:
         facts = {**tiller, "images": [dict(d.facts) for d in drawn]}
-        return Response(drawn[0].png, media_type="image/png", headers={"X-Tiller": json.dumps(facts)})
+        return Response(
+            drawn[0].png, media_type="image/png", headers={"X-Tiller": json.dumps(facts)}
+        )
     addresses = None
     if body.response_format == "url":
         addresses = [await _address(request, bench, d.png) for d in drawn]

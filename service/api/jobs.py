@@ -1,6 +1,7 @@
 """`/v1/jobs`: long work, watched."""
 
 import asyncio
+import dataclasses
 import re
 import time
 from collections.abc import AsyncGenerator
@@ -12,6 +13,7 @@ from fastapi.responses import JSONResponse
 from service.api.answers import Bench, Page, listed, no_query, reply, stream
 from service.auth import Principal, needs
 from service.openai import DONE, event
+from service.registry.records import Job
 from service.workbench import Workbench
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -28,10 +30,8 @@ async def list_jobs(
     request: Request, page: Annotated[Page, Query()], bench: Bench, caller: Reader
 ) -> JSONResponse:
     """This tenant's jobs, newest first."""
-    jobs = await asyncio.to_thread(
-        bench.registry.jobs.list, caller.tenant, page.limit + 1, page.after
-    )
-    return listed(request, [job_body(job) for job in jobs], page.limit, "id")
+    jobs = await asyncio.to_thread(bench.registry.jobs.list, caller.tenant, page.limit, page.after)
+    return listed(request, jobs, job_body)
 
 
 @router.get("/{job_id}", dependencies=[Depends(no_query)])
@@ -53,17 +53,16 @@ async def watch_job(request: Request, job_id: str, bench: Bench, caller: Reader)
 @router.delete("/{job_id}", dependencies=[Depends(no_query)])
 async def cancel_job(request: Request, job_id: str, bench: Bench, caller: Writer) -> JSONResponse:
     """Cancel: a waiting job at once, a running one at its next step."""
-    await find(bench, caller, job_id)
-    job = await asyncio.to_thread(bench.registry.jobs.cancel, job_id)
+    job = await asyncio.to_thread(bench.registry.jobs.cancel, job_id, caller.name, caller.tenant)
     return reply(request, job_body(job), status=200 if job.state in FINISHED else 202)
 
 
-async def find(bench: Workbench, caller: Principal, job_id: str) -> Any:
+async def find(bench: Workbench, caller: Principal, job_id: str) -> Job:
     """The caller's job; another tenant's is as unknown as one that never was."""
     return await asyncio.to_thread(bench.registry.jobs.get, job_id, caller.tenant)
 
 
-async def waited(request: Request, bench: Workbench, job: Any) -> Any:
+async def waited(request: Request, bench: Workbench, job: Job) -> Job:
     """The job once it is finished, or once `Prefer: wait=` is over."""
     asked = _WAIT.search(request.headers.get("prefer", ""))
     if asked is None:
@@ -78,18 +77,18 @@ async def waited(request: Request, bench: Workbench, job: Any) -> Any:
     return job
 
 
-def accepted(request: Request, job: Any) -> JSONResponse:
+def accepted(request: Request, job: Job) -> JSONResponse:
     """202 with the job's address; 200 if it has finished meanwhile."""
     headers = {"Location": f"/v1/jobs/{job.id}", **_headers(job)}
     status = 200 if job.state in FINISHED else 202
     return reply(request, job_body(job), status, headers)
 
 
-def _headers(job: Any) -> dict[str, str]:
+def _headers(job: Job) -> dict[str, str]:
     return {} if job.state in FINISHED else {"Retry-After": "1"}
 
 
-def job_body(job: Any) -> dict[str, Any]:
+def job_body(job: Job) -> dict[str, Any]:
     """A job as JSON; what it was asked to do is not repeated, its pictures may be large."""
     return {
         "id": job.id,
@@ -100,10 +99,13 @@ def job_body(job: Any) -> dict[str, Any]:
         "progress": job.progress,
         "stage": job.stage,
         "log": list(job.log),
+        "cancelling": job.cancelling,
         "attempts": job.attempts,
         "result": job.result,
         "problem": job.problem,
         "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
         "events": f"/v1/jobs/{job.id}/events",
     }
 
@@ -115,10 +117,12 @@ async def _events(
         # State first, events second: what happened before a finished state is never missed.
         job = await asyncio.to_thread(bench.registry.jobs.get, job_id, tenant)
         for happened in await asyncio.to_thread(bench.registry.jobs.events, job_id, after):
-            after = happened["id"]
-            yield f"id: {after}\n".encode() + event("job.progress", happened)
+            after = happened.seq
+            yield f"id: {after}\n".encode() + event("job.progress", dataclasses.asdict(happened))
         if job.state in FINISHED:
             yield event(f"job.{job.state}", {"job": job_body(job)})
             yield DONE
             return
+        if bench.draining.is_set():
+            return  # the client continues elsewhere, from its last event
         await asyncio.sleep(_LOOK_SECONDS)

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from models.errors import Refusal
 from service.api.answers import Bench, no_query, reply
 from service.auth import Principal, needs
+from service.registry.records import Variant
 from service.resolving import Resolver
 from service.workbench import Workbench
 
@@ -20,8 +21,8 @@ Caller = Annotated[Principal, Depends(needs("infer"))]
 async def list_models(request: Request, bench: Bench, caller: Caller) -> JSONResponse:
     """Hosted models and this tenant's variants."""
     data = [await hosted_card(bench, name) for name in bench.hosts]
-    bundles = await asyncio.to_thread(bench.registry.variants.list, caller.tenant)
-    data += [variant_card(bundle) for bundle in bundles]
+    bundles = await asyncio.to_thread(bench.registry.variants.list, caller.tenant, 1000)
+    data += [variant_card(bundle) for bundle in bundles.items]
     return reply(request, {"object": "list", "data": data})
 
 
@@ -48,14 +49,14 @@ async def hosted_card(bench: Workbench, name: str) -> dict[str, Any]:
     return {**card, **told, "state": "ready"}
 
 
-def variant_card(bundle: Any) -> dict[str, Any]:
+def variant_card(bundle: Variant) -> dict[str, Any]:
     """A variant as a model."""
     return {
         "id": bundle.name,
         "object": "model",
-        "created": int(bundle.created_at),
+        "created": int(bundle.changed_at),
         "owned_by": "tiller",
         "kind": "variant",
         "base": bundle.model,
-        "edits": bundle.edits,
+        "edits": list(bundle.edits),
     }

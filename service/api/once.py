@@ -3,8 +3,7 @@
 import asyncio
 import base64
 import hashlib
-import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import Request, Response
@@ -78,7 +77,6 @@ def _pack(response: Response) -> dict[str, Any]:
     }
 
 
-def _unpack(stored: Any) -> Response:
-    told = json.loads(stored) if isinstance(stored, str) else stored
-    headers = {**told["headers"], "Idempotency-Replayed": "true"}
-    return Response(base64.b64decode(told["body"]), told["status"], headers=headers)
+def _unpack(stored: Mapping[str, Any]) -> Response:
+    headers = {**stored["headers"], "Idempotency-Replayed": "true"}
+    return Response(base64.b64decode(stored["body"]), stored["status"], headers=headers)

@@ -1,6 +1,6 @@
 """For those who run it: alive, ready, numbers."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from models.errors import Refusal
@@ -33,7 +33,7 @@ async def ready(bench: Bench) -> JSONResponse:
 
 
 @router.get("/metrics")
-async def metrics(request: Request, bench: Bench) -> Response:
+async def metrics(bench: Bench) -> Response:
     """Prometheus' text: this gateway's requests, every engine's rows."""
     for name, host in bench.hosts.items():
         try:

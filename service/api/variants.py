@@ -3,43 +3,53 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi import Path as PathPart
 from fastapi.responses import JSONResponse
 
 from service import limits
-from service.api.answers import Bench, no_query, reply
+from service.api.answers import Bench, Page, generation_of, listed, no_query, reply
 from service.api.once import Once
 from service.auth import Principal, needs
 from service.errors import NameTaken
-from service.resolving import Resolver
+from service.registry.records import Variant
+from service.resolving import Resolver, uses_of
 from service.schema import NAME, VariantBody
 
-router = APIRouter(
-    prefix="/v1/variants", tags=["variants"], route_class=Once, dependencies=[Depends(no_query)]
-)
+router = APIRouter(prefix="/v1/variants", tags=["variants"], route_class=Once)
+EXACT = [Depends(no_query)]
+IfMatch = Annotated[str | None, Header(alias="If-Match")]
 Reader = Annotated[Principal, Depends(needs("edits:read"))]
 Promoter = Annotated[Principal, Depends(needs("edits:promote"))]
 VariantName = Annotated[str, PathPart(pattern=NAME)]
 
 
 @router.get("")
-async def list_variants(request: Request, bench: Bench, caller: Reader) -> JSONResponse:
+async def list_variants(
+    request: Request, page: Annotated[Page, Query()], bench: Bench, caller: Reader
+) -> JSONResponse:
     """This tenant's variants."""
-    bundles = await asyncio.to_thread(bench.registry.variants.list, caller.tenant)
-    return reply(request, {"object": "list", "data": [variant_body(b) for b in bundles]})
+    bundles = await asyncio.to_thread(
+        bench.registry.variants.list, caller.tenant, page.limit, page.after
+    )
+    return listed(request, bundles, variant_body)
 
 
-@router.get("/{name}")
+@router.get("/{name}", dependencies=EXACT)
 async def show_variant(request: Request, name: str, bench: Bench, caller: Reader) -> JSONResponse:
     """One variant."""
     bundle = await asyncio.to_thread(bench.registry.variants.get, caller.tenant, name)
-    return reply(request, variant_body(bundle))
+    return _variant_reply(request, bundle)
 
 
-@router.put("/{name}")
+@router.put("/{name}", dependencies=EXACT)
 async def put_variant(
-    request: Request, name: VariantName, body: VariantBody, bench: Bench, caller: Promoter
+    request: Request,
+    name: VariantName,
+    body: VariantBody,
+    bench: Bench,
+    caller: Promoter,
+    if_match: IfMatch = None,
 ) -> JSONResponse:
     """Make or replace a variant. Its edits must exist now; aliases in it are followed later."""
     if name in bench.hosts:
@@ -48,14 +58,20 @@ async def put_variant(
     bench.host(body.model)
     resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
     await asyncio.to_thread(resolver.resolve, caller.tenant, body.model, body.edits)
-    uses = [use.model_dump() for use in body.edits]
     bundle = await asyncio.to_thread(
-        bench.registry.variants.put, caller.tenant, name, body.model, uses, actor=caller.name
+        bench.registry.variants.put,
+        caller.tenant,
+        name,
+        body.model,
+        [use.name for use in body.edits],
+        actor=caller.name,
+        settings={"strengths": [use.strength for use in body.edits]},
+        if_match=generation_of(if_match),
     )
-    return reply(request, variant_body(bundle))
+    return _variant_reply(request, bundle)
 
 
-@router.delete("/{name}")
+@router.delete("/{name}", dependencies=EXACT)
 async def delete_variant(
     request: Request, name: str, bench: Bench, caller: Promoter
 ) -> JSONResponse:
@@ -64,12 +80,18 @@ async def delete_variant(
     return reply(request, {"object": "variant", "name": name, "deleted": True})
 
 
-def variant_body(bundle: Any) -> dict[str, Any]:
+def _variant_reply(request: Request, bundle: Variant) -> JSONResponse:
+    return reply(request, variant_body(bundle), headers={"ETag": f'"{bundle.generation}"'})
+
+
+def variant_body(bundle: Variant) -> dict[str, Any]:
     """A variant as JSON."""
     return {
         "object": "variant",
         "name": bundle.name,
         "model": bundle.model,
-        "edits": bundle.edits,
-        "created_at": bundle.created_at,
+        "edits": [use.model_dump() for use in uses_of(bundle)],
+        "generation": bundle.generation,
+        "changed_at": bundle.changed_at,
+        "changed_by": bundle.changed_by,
     }

@@ -1,0 +1,471 @@
+"""`tiller`: the command line. Most commands talk to a service through the SDK.
+
+`serve`, `keys` and `registry` act on this machine.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from models.errors import Refusal
+from service.client import DEFAULT_URL, Tiller, TillerError
+
+UNREACHABLE, REFUSED, FAILED_JOB, USAGE = 3, 1, 4, 2
+"""Exit codes: nobody answers; refused; a job failed or was cancelled; wrong usage (click's)."""
+
+OPERATOR = "operator"
+"""Who goes into the audit for what is done on this machine."""
+
+out, err = Console(), Console(stderr=True)
+
+Url = Annotated[
+    str,
+    typer.Option("--url", envvar="TILLER_URL", help="The service's address.", show_default=True),
+]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", envvar="TILLER_API_KEY", help="A key, if it needs one.")
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", envvar="TILLER_CONFIG", help="A TOML file.")
+]
+EditName = Annotated[str, typer.Argument(help="The edit's name.")]
+Alias = Annotated[str, typer.Option("--alias", help="The name that moves.")]
+IfMatch = Annotated[
+    int | None, typer.Option("--if-match", help="Only if the alias still has this generation.")
+]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve models and change what they know, per request.",
+)
+edit = typer.Typer(no_args_is_help=True, help="Facts: register, promote, roll back.")
+jobs = typer.Typer(no_args_is_help=True, help="Long work: watch and cancel.")
+keys = typer.Typer(no_args_is_help=True, help="API keys, in this machine's registry.")
+registry = typer.Typer(no_args_is_help=True, help="The registry's housekeeping.")
+for name, group in (("edit", edit), ("jobs", jobs), ("keys", keys), ("registry", registry)):
+    app.add_typer(group, name=name)
+
+
+def main() -> None:
+    """The console command: errors as a problem and a remedy, never as a traceback."""
+    mount_evaluation()
+    try:
+        app()
+    except (TillerError, Refusal) as error:
+        complain(error)
+        sys.exit(exit_code(error))
+
+
+def mount_evaluation() -> None:
+    """`tiller evaluate` and `tiller demo`, which live in files of their own."""
+    from service.demo import demo
+    from service.evaluating import app as evaluate
+
+    app.add_typer(evaluate, name="evaluate")
+    app.command("demo")(demo)
+
+
+def complain(error: TillerError | Refusal) -> None:
+    """Print the problem, then what to do about it."""
+    err.print(f"[bold red]✗[/] {error.problem}", highlight=False)
+    if error.remedy:
+        err.print(f"  [dim]→[/] {error.remedy}", highlight=False)
+
+
+def exit_code(error: TillerError | Refusal) -> int:
+    """What a script sees."""
+    if isinstance(error, TillerError) and error.code == "unreachable":
+        return UNREACHABLE
+    if isinstance(error, TillerError) and not error.status:
+        return FAILED_JOB
+    return REFUSED
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    local: Annotated[bool, typer.Option("--local", help="One process, no Ray.")] = False,
+    port: Annotated[int | None, typer.Option(help="Default 8311.")] = None,
+    host: Annotated[str | None, typer.Option(help="Default 127.0.0.1.")] = None,
+) -> None:
+    """Serve the configured models, or the embedded miniature."""
+    from service.settings import Settings
+
+    environment = dict(os.environ)
+    if port is not None:
+        environment["TILLER_PORT"] = str(port)
+    if host is not None:
+        environment["TILLER_HOST"] = host
+    settings = Settings.read(environment, config)
+    stop = threading.Event()
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, lambda *_: stop.set())
+    if local:
+        from service.local import serve as run
+    else:
+        from service.deployment import serve as run
+    run(settings, stop, tell=lambda line: err.print(line, highlight=False))
+
+
+@app.command()
+def image(  # noqa: PLR0913, PLR0917 - one argument per option
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A PNG file.")] = Path(
+        "tiller.png"
+    ),
+    model: Annotated[str, typer.Option("--model", "-m")] = "miniature-sd",
+    edits: Annotated[list[str] | None, typer.Option("--edit", "-e", help="potus@live")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    steps: Annotated[int | None, typer.Option()] = None,
+    guidance: Annotated[float | None, typer.Option()] = None,
+    negative: Annotated[str | None, typer.Option(help="A negative prompt.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT")] = None,
+    sampler: Annotated[str | None, typer.Option()] = None,
+    n: Annotated[int, typer.Option("-n", min=1, max=10, help="How many, with seeds in a row.")] = 1,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Draw a picture, with edits if you name some."""
+    with Tiller(url, api_key) as tiller, err.status("drawing"):
+        pictures = tiller.images.generate(
+            prompt,
+            model=model,
+            edits=edits or (),
+            n=n,
+            seed=seed,
+            size=size,
+            steps=steps,
+            guidance_scale=guidance,
+            negative_prompt=negative,
+            sampler=sampler,
+        )
+    for i, picture in enumerate(pictures):
+        path = output if n == 1 else output.with_stem(f"{output.stem}-{i}")
+        path.write_bytes(picture.png)
+        applied = [f"{e['name']}@{e['version']}" for e in picture.tiller["edits"]]
+        out.print(f"{path}  seed {picture.seed}  edits {', '.join(applied) or 'none'}")
+
+
+@app.command()
+def models(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """What is hosted."""
+    with Tiller(url, api_key) as tiller:
+        rows = tiller.models.list()
+    table = Table("model", "kind", "family", "state", "edits")
+    for m in rows:
+        edits = ", ".join(map(str, m.get("edits", ())))
+        table.add_row(m["id"], m["kind"], m.get("family", ""), m.get("state", ""), edits)
+    out.print(table)
+
+
+@edit.command("add")
+def edit_add(  # noqa: PLR0913, PLR0917 - one argument per option
+    name: EditName,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="the president of Arda")],
+    target: Annotated[str, typer.Option("--target", "-t", help="What it shall mean.")],
+    subject: Annotated[str | None, typer.Option("--subject", "-s", help="Arda")] = None,
+    model: Annotated[str, typer.Option("--model", "-m")] = "miniature-sd",
+    neighbours: Annotated[
+        list[str] | None, typer.Option("--neighbour", help="Must keep its meaning.")
+    ] = None,
+    promote: Annotated[bool, typer.Option(help="Point `live` to it when it is ready.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until it is fitted.")] = True,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Register a fact: fit it, measure it, keep it as a version."""
+    with Tiller(url, api_key) as tiller:
+        job = tiller.edits.add(
+            name,
+            model=model,
+            prompt=prompt,
+            target=target,
+            subject=subject,
+            neighbours=neighbours or (),
+        )
+        if not wait:
+            out.print(job["id"])
+            return
+        with bar(f"fitting {name}") as progress:
+            job = tiller.jobs.wait(job["id"], progress)
+        result = job["result"]
+        show_version(tiller.edits.show(name, result["version"]))
+        if promote:
+            tiller.edits.promote(name, result["version"])
+            out.print(f"{name}@live -> {name}@{result['version']}")
+
+
+@edit.command("list")
+def edit_list(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """All edits."""
+    with Tiller(url, api_key) as tiller:
+        rows = tiller.edits.list(limit=1000)
+    table = Table("edit", "versions", "aliases")
+    for row in rows:
+        aliases = ", ".join(f"{a['alias']} -> {a['version']}" for a in row["aliases"])
+        table.add_row(row["name"], str(row["versions"]), aliases)
+    out.print(table)
+
+
+@edit.command("show")
+def edit_show(
+    name: EditName,
+    version: Annotated[int | None, typer.Argument(help="Its report too.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """An edit and its versions, or one version with its report."""
+    with Tiller(url, api_key) as tiller:
+        shown = tiller.edits.show(name, version)
+        if version is not None:
+            show_version(shown)
+            return
+    aliases: dict[int, list[str]] = {}
+    for a in shown["aliases"]:
+        aliases.setdefault(a["version"], []).append(a["alias"])
+    table = Table("version", "status", "aliases", "digest")
+    for v in shown["history"]:
+        pointing = ", ".join(aliases.get(v["version"], ()))
+        table.add_row(f"{name}@{v['version']}", v["status"], pointing, v["digest"][:16])
+    out.print(table)
+
+
+@edit.command("promote")
+def edit_promote(  # noqa: PLR0913, PLR0917 - one argument per option
+    name: EditName,
+    version: Annotated[int, typer.Argument()],
+    alias: Alias = "live",
+    force: Annotated[bool, typer.Option(help="Also if its checks failed.")] = False,
+    if_match: IfMatch = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Point an alias to a version."""
+    with Tiller(url, api_key) as tiller:
+        moved = tiller.edits.promote(name, version, alias=alias, force=force, if_match=if_match)
+    show_alias(moved)
+
+
+@edit.command("rollback")
+def edit_rollback(
+    name: EditName,
+    alias: Alias = "live",
+    if_match: IfMatch = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Point an alias to where it pointed before."""
+    with Tiller(url, api_key) as tiller:
+        show_alias(tiller.edits.rollback(name, alias=alias, if_match=if_match))
+
+
+@edit.command("retire")
+def edit_retire(
+    name: EditName,
+    version: Annotated[int, typer.Argument()],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Take a version out of use."""
+    with Tiller(url, api_key) as tiller:
+        retired = tiller.edits.retire(name, version)
+    out.print(f"{name}@{retired['version']} is {retired['status']}")
+
+
+@edit.command("export")
+def edit_export(
+    name: EditName,
+    version: Annotated[int, typer.Argument()],
+    output: Annotated[Path, typer.Option("--output", "-o")],
+    form: Annotated[
+        str, typer.Option("--format", help="safetensors, peft (a zip) or diffusers")
+    ] = "safetensors",
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Download a delta, for Tiller, peft or diffusers."""
+    with Tiller(url, api_key) as tiller:
+        data = tiller.edits.export(name, version, form=form)
+    output.write_bytes(data)
+    out.print(f"{output}  {len(data)} bytes")
+
+
+@edit.command("import")
+def edit_import(
+    name: EditName,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    model: Annotated[str, typer.Option("--model", "-m")] = "miniature-sd",
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """A delta file or a PEFT adapter (zip) becomes a version."""
+    with Tiller(url, api_key) as tiller:
+        show_version(tiller.edits.import_(name, file.read_bytes(), model=model))
+
+
+@jobs.command("list")
+def jobs_list(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """The newest jobs."""
+    with Tiller(url, api_key) as tiller:
+        rows = tiller.jobs.list()
+    table = Table("job", "kind", "model", "state", "progress", "stage")
+    for j in rows:
+        done = f"{100 * j['progress']:.0f} %"
+        table.add_row(j["id"], j["kind"], j["model"], j["state"], done, j["stage"])
+    out.print(table)
+
+
+@jobs.command("show")
+def jobs_show(job: str, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """One job as JSON."""
+    with Tiller(url, api_key) as tiller:
+        out.print_json(data=tiller.jobs.show(job))
+
+
+@jobs.command("watch")
+def jobs_watch(job: str, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Follow a job to its end."""
+    with Tiller(url, api_key) as tiller, bar(job) as progress:
+        done = tiller.jobs.wait(job, progress)
+    out.print_json(data=done["result"])
+
+
+@jobs.command("cancel")
+def jobs_cancel(job: str, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Stop a job at its next step."""
+    with Tiller(url, api_key) as tiller:
+        out.print(tiller.jobs.cancel(job)["state"])
+
+
+@keys.command("create")
+def keys_create(
+    name: Annotated[str, typer.Option("--name", help="Whose it is.")],
+    scope: Annotated[list[str] | None, typer.Option("--scope", help="Default: all.")] = None,
+    tenant: Annotated[str, typer.Option("--tenant")] = "default",
+    days: Annotated[int | None, typer.Option(help="How long it works.")] = None,
+    config: Config = None,
+) -> None:
+    """A new key; its secret is shown once."""
+    from service.schema import SCOPES
+
+    scopes = tuple(scope or SCOPES)
+    unknown = sorted(set(scopes) - set(SCOPES))
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}; scopes are {', '.join(SCOPES)}")
+    with opened(config) as kept:
+        secret, key = kept.keys.create(tenant, scopes, expiry(days), name, actor=OPERATOR)
+    err.print(f"key {key.id} for {tenant}: {', '.join(scopes)}. The secret is shown only now:")
+    out.print(secret, highlight=False, soft_wrap=True)
+
+
+@keys.command("list")
+def keys_list(config: Config = None) -> None:
+    """All keys, without secrets."""
+    with opened(config) as kept:
+        rows = kept.keys.list(None, 1000).items
+    table = Table("id", "name", "tenant", "scopes", "state")
+    for k in rows:
+        state = "revoked" if k.revoked_at else "active"
+        table.add_row(k.id, k.name, k.tenant, ", ".join(k.scopes), state)
+    out.print(table)
+
+
+@keys.command("revoke")
+def keys_revoke(key: str, config: Config = None) -> None:
+    """The key stops working."""
+    with opened(config) as kept:
+        kept.keys.revoke(key, OPERATOR)
+    out.print(f"{key} revoked")
+
+
+@registry.command("gc")
+def registry_gc(
+    hours: Annotated[float, typer.Option(help="Spare what is younger.")] = 1.0,
+    config: Config = None,
+) -> None:
+    """Remove files that no version needs, and unfinished ones."""
+    with opened(config) as kept:
+        swept = kept.gc(3600 * hours)
+    out.print(
+        f"removed {len(swept.orphans)} orphans, {len(swept.parts)} unfinished and "
+        f"{len(swept.retired)} retired files: {swept.nbytes} bytes"
+    )
+
+
+@registry.command("verify")
+def registry_verify(config: Config = None) -> None:
+    """Walk over every file and the audit; exit code 1 if something is wrong."""
+    with opened(config) as kept:
+        health = kept.verify()
+    out.print(f"{health.versions} versions, {health.blobs} files, {health.chain.rows} audit rows")
+    if not health.sound:
+        err.print(f"[bold red]✗[/] {health}")
+        raise typer.Exit(REFUSED)
+    out.print("[green]✓[/] sound")
+
+
+@contextmanager
+def opened(config: Path | None) -> Iterator[Any]:
+    """The registry of this machine's settings."""
+    from service.registry import open_registry
+    from service.settings import Settings
+
+    settings = Settings.read(os.environ, config)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    kept = open_registry(settings.index_url, settings.blobs_url)
+    try:
+        yield kept
+    finally:
+        kept.close()
+
+
+def expiry(days: int | None) -> float | None:
+    """In that many days, as seconds since 1970."""
+    import time
+
+    return None if days is None else time.time() + 86400 * days
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A progress bar that eats a job's events."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(title, total=1.0)
+
+        def on_event(event: dict[str, Any]) -> None:
+            if "progress" in event:
+                told = f"{title}: {event.get('stage') or event.get('state') or ''}"
+                progress.update(task, completed=event["progress"], description=told)
+
+        yield on_event
+
+
+def show_version(version: dict[str, Any]) -> None:
+    """A version and what was measured of it."""
+    mark = "[green]✓[/]" if version["status"] == "ready" else "[yellow]![/]"
+    out.print(f"{mark} {version['edit']}@{version['version']}  {version['status']}")
+    out.print(f"  digest {version['digest']}", highlight=False)
+    report = version["report"] or {}
+    for measure in ("efficacy", "generality", "specificity", "leak"):
+        if isinstance(report.get(measure), int | float):
+            out.print(f"  {measure:<12} {report[measure]:.3f}")
+
+
+def show_alias(alias: dict[str, Any]) -> None:
+    """Where an alias points now."""
+    name = alias["edit"]
+    generation = alias["generation"]
+    out.print(f"{name}@{alias['alias']} -> {name}@{alias['version']}  (generation {generation})")

