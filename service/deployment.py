@@ -191,7 +191,7 @@ def application(settings: Settings) -> Any:
     engines = {m.name: _engine(serve, m, settings) for m in settings.models}
     seconds = settings.server.request_seconds
     gateway: Any = serve.ingress()(Gateway)
-    return serve.deployment(
+    deployed: Any = serve.deployment(
         gateway,
         name=GATEWAY,
         num_replicas=settings.server.gateways,
@@ -202,7 +202,8 @@ def application(settings: Settings) -> Any:
         health_check_period_s=10,
         graceful_shutdown_timeout_s=seconds,
         ray_actor_options={"num_cpus": 0.1},
-    ).bind(settings, engines)
+    )
+    return deployed.bind(settings, engines)
 
 
 def on_cluster(told: dict[str, str]) -> Any:

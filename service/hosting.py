@@ -64,6 +64,8 @@ class ImageHost:
             projection=model.projection or None,
             cache=settings.home / "fingerprints",
         )
+        assert isinstance(self.hosted.family, TextToImage)  # noqa: S101 - the engine says it too
+        self.family = self.hosted.family
         self.engine = DiffusionEngine(
             self.hosted,
             slots=model.slots,
@@ -116,6 +118,7 @@ class ImageHost:
         scale = self.model.guidance_scale if order.guidance_scale is None else order.guidance_scale
         # p previews of s steps: one after every s / (p + 1) of them, none after the last.
         every = max(1, steps // (order.previews + 1)) if order.previews else 0
+        height, width = self.family.default_size(self.hosted)
         return [
             ImageRequest(
                 id=f"{order.id}-{i}",
@@ -125,8 +128,8 @@ class ImageHost:
                 steps=steps,
                 guidance=scale,
                 sampler=order.sampler,
-                height=order.height,
-                width=order.width,
+                height=order.height or height,
+                width=order.width or width,
                 patch=patch,
                 patch_negative=order.negative_edits == "same",
                 previews=every,
@@ -179,7 +182,7 @@ class ImageHost:
     ) -> Generator[Progress, None, tuple[Delta, bool]]:
         delta = yield from method.fit(self.hosted, fact, self.moments, self._corpus())
         measured = yield from report.measure(self.hosted, fact, delta, others=others)
-        return delta.with_report(measured), measured.passed
+        return delta.with_header(report=measured.as_dict()), measured.passed
 
     def _live(self, tenant: str, name: str) -> list[joint.Named]:
         versions = []

@@ -1,0 +1,91 @@
+"""A service on a tiny random model, once for all tests: real HTTP, real registry, real jobs."""
+
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+import structlog
+
+from service.client import Tiller
+from service.local import running
+from service.settings import Limits, Model, Server, Settings
+
+MODEL = "tiny"
+CAPTIONS = [
+    f"a {colour} {thing} {place}"
+    for colour in ("red", "blue", "green", "old", "small")
+    for thing in ("house", "cup", "king", "boat", "tree")
+    for place in ("by the sea", "in the snow", "at night", "on a hill")
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet():
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+
+
+@pytest.fixture(scope="session")
+def settings_for(tmp_path_factory, tiny_sd_folder):
+    """A function: settings of a service of its own."""
+
+    def make(**changes):
+        home = tmp_path_factory.mktemp("home")
+        captions = home / "captions.txt"
+        captions.write_text("\n".join(CAPTIONS))
+        model = Model(
+            name=MODEL,
+            path=str(tiny_sd_folder),
+            slots=4,
+            max_waiting=8,
+            steps=3,
+            corpus={"path": str(captions)},
+            **changes.pop("model", {}),
+        )
+        told = {
+            "server": Server(port=0, drain_seconds=20.0),
+            "limits": Limits(wait_seconds=60.0, side=64, pixels=64 * 64, steps=200),
+            **changes,
+        }
+        return Settings(home=home, models=(model,), **told)
+
+    return make
+
+
+@contextmanager
+def serving(settings):
+    """(url, workbench) of a service that is ready."""
+    with running(settings) as (url, bench):
+        with httpx2.Client(base_url=url) as http:
+            for _ in range(600):
+                if http.get("/readyz").status_code == 200:
+                    break
+                bench.draining.wait(0.05)
+        yield url, bench
+
+
+@pytest.fixture(scope="session")
+def service(settings_for):
+    with serving(settings_for()) as running_service:
+        yield running_service
+
+
+@pytest.fixture(scope="session")
+def url(service):
+    return service[0]
+
+
+@pytest.fixture(scope="session")
+def bench(service):
+    return service[1]
+
+
+@pytest.fixture
+def http(url):
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def tiller(url):
+    with Tiller(url) as client:
+        yield client
