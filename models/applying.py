@@ -71,6 +71,7 @@ class Run:
 
 _runs: ContextVar[Mapping[int, Run]] = ContextVar("_runs")
 _readers: ContextVar[tuple[tuple[int, dict[str, list[Tensor]]], ...]] = ContextVar("_readers")
+_tallies: ContextVar[tuple[tuple[int, list[Run]], ...]] = ContextVar("_tallies")
 
 
 @contextmanager
@@ -80,11 +81,25 @@ def running(plan: Plan, owner: int, tokens: int | None = None) -> Iterator[Run]:
     if owner in others:
         raise RuntimeError("A plan is already in force for this model in this thread.")
     token = _runs.set({**others, owner: run})
+    for teller, runs in _tallies.get(()):
+        if teller == owner:
+            runs.append(run)
     try:
         yield run
     finally:
         _runs.reset(token)
     run.verify()
+
+
+@contextmanager
+def tallying(owner: int) -> Iterator[list[Run]]:
+    """Collect the runs of `owner` in this thread: what its forwards really changed."""
+    runs: list[Run] = []
+    token = _tallies.set((*_tallies.get(()), (owner, runs)))
+    try:
+        yield runs
+    finally:
+        _tallies.reset(token)
 
 
 @contextmanager
@@ -145,13 +160,13 @@ def _see(owner: int, site: str, value: Tensor) -> None:
 def _at_linear(owner: int, site: str) -> Callable[..., Tensor | None]:
     def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         run = in_force(owner)
-        table = run.plan.low_ranks.get(site) if run else None
         _see(owner, site, args[0])
         changed = output
-        if run and table and args[0].shape[0] == run.plan.size:
-            changed = _add(args[0], output, table)
-            for row in table.rows:
-                run.count(row, site, args[0].shape[1] if args[0].ndim == 3 else 1)
+        if run and args[0].shape[0] == run.plan.size:
+            for table in run.plan.low_ranks.get(site, ()):
+                changed = _add(args[0], changed, table)
+                for row in table.rows:
+                    run.count(row, site, args[0].shape[1] if args[0].ndim == 3 else 1)
         _see(owner, f"{site}:out", changed)
         return None if changed is output else changed
 
@@ -180,8 +195,7 @@ def _before_first(owner: int, site: str) -> Callable[..., Any]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = in_force(owner)
         stream = args[0] if args else kwargs["hidden_states"]
-        moves = run.plan.moves.get(site) if run else None
-        changed = _move(run, site, moves, stream) if run and moves else stream
+        changed = _move(run, site, stream) if run else stream
         _see(owner, site, changed)
         if changed is stream:
             return None
@@ -204,8 +218,7 @@ def _after_block(owner: int, tower: str, index: int, blocks: nn.ModuleList) -> C
             if exits := run.plan.exits.get(tower):
                 entered = args[0] if args else kwargs["hidden_states"]
                 changed = _pass_through(run, tower, index, exits, (entered, changed))
-            if moves := run.plan.moves.get(site):
-                changed = _move(run, site, moves, changed)
+            changed = _move(run, site, changed)
             if tower in run.plan.detours and not run.scratch:
                 changed = _write_back(run, tower, index, changed, _Ahead(blocks, args[1:], kwargs))
         _see(owner, site, changed)
@@ -230,10 +243,16 @@ def _pass_through(
     return left.index_copy(0, rows, entered[rows])
 
 
-def _move(run: Run, site: str, moves: Moves, stream: Tensor) -> Tensor:
-    """Shifts and clamps of one stream; all amounts come from one read of it."""
-    if stream.shape[0] != run.plan.size:
-        return stream
+def _move(run: Run, site: str, stream: Tensor) -> Tensor:
+    """Shifts and clamps of one stream."""
+    if stream.shape[0] == run.plan.size:
+        for moves in run.plan.moves.get(site, ()):
+            stream = _move_alike(run, site, moves, stream)
+    return stream
+
+
+def _move_alike(run: Run, site: str, moves: Moves, stream: Tensor) -> Tensor:
+    """Rows of one table; a row's amounts all come from one read of its stream."""
     meant = _meant(moves, stream.shape[1]).to(stream.device)
     for row, tokens in zip(moves.rows, meant.sum(dim=(1, 2)).tolist(), strict=True):
         run.count(row, site, tokens)

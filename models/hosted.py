@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.applying import Hooks, Run, in_force, install, running, seeing
+from models.applying import Hooks, Run, in_force, install, running, seeing, tallying
 from models.errors import BadPatch, UnknownSite, WrongBase
 from models.fingerprint import bytes_of, canonical
 from models.patch import Clamp, Detour, Exit, LowRank, Operation, Patch, Shift
@@ -125,6 +125,12 @@ class HostedModel:
             self._width(site.removesuffix(":out"))
         with seeing(sites, self.number) as seen:
             yield seen
+
+    @contextmanager
+    def tallied(self) -> Iterator[list[Run]]:
+        """Collect the runs of the `planned` blocks inside: what each of them really changed."""
+        with tallying(self.number) as runs:
+            yield runs
 
     @property
     def run(self) -> Run | None:
