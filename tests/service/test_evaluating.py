@@ -2,30 +2,12 @@
 
 import json
 
-import httpx2
 import numpy as np
-import pytest
 
 from evaluation.facts import Drawing, FactSettings, evaluate_facts
 from evaluation.judge import Verdict
 from evaluation.protocol import Case, Journal, Probe
-from service.client import Tiller
 from service.evaluating import ServiceSide, _evenly, _runs
-from service.local import running
-from service.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def tiller(tmp_path_factory, tiny_sd_folder):
-    home = tmp_path_factory.mktemp("home")
-    corpus = home / "captions.txt"
-    corpus.write_text("a red mug at the beach\na green frog in the snow\na boat\n" * 40)
-    model = {"name": "tiny", "path": str(tiny_sd_folder), "corpus": {"path": str(corpus)}}
-    settings = Settings.model_validate({"home": home, "models": [model], "server": {"port": 0}})
-    with running(settings) as (url, _), Tiller(url) as client:
-        while httpx2.get(f"{url}/readyz").status_code != 200:
-            pass
-        yield client
 
 
 def brightness(pictures, answers):
@@ -58,7 +40,7 @@ def drained(steps):
 
 
 def test_pictures_come_back_in_the_order_of_the_wishes(tiller):
-    side = ServiceSide(tiller, "tiny", steps=2)
+    side = ServiceSide(tiller, "tiny", steps=2, options={"steps": 8, "rate": 0.3})
     wishes = [
         Drawing(prompt=prompt, seed=seed)
         for prompt in ("a red mug", "a boat")
@@ -72,7 +54,7 @@ def test_pictures_come_back_in_the_order_of_the_wishes(tiller):
 
 
 def test_a_fitted_case_is_drawn_with_its_version(tiller):
-    side = ServiceSide(tiller, "tiny", steps=2)
+    side = ServiceSide(tiller, "tiny", steps=2, options={"steps": 8, "rate": 0.3})
     fitted = drained(side.fit(case("a green frog")))
     assert fitted.edit.startswith("evaluation@")
     assert len(fitted.digest) == 64
@@ -83,7 +65,7 @@ def test_a_fitted_case_is_drawn_with_its_version(tiller):
 
 
 def test_a_fact_that_the_service_refuses_is_counted_and_the_run_goes_on(tiller, tmp_path):
-    side = ServiceSide(tiller, "tiny", steps=2)
+    side = ServiceSide(tiller, "tiny", steps=2, options={"steps": 8, "rate": 0.3})
     cases = [case("a red mug", row=0), case("a green frog", row=1)]  # the first is its own prompt
     journal = Journal(tmp_path / "scores.jsonl", {})
     settings = FactSettings(seeds=(0, 1))
