@@ -4,15 +4,17 @@ An edit lives in the text encoder, the denoiser sees embeddings only: rows with 
 edits, seeds, samplers, guidance and step counts share each denoiser call. Each row has its own
 scheduler object and CPU generator. `exact` keeps one batch width and each row its slot, so that a
 picture is the same to the bit alone and in a busy batch; `fast` packs the rows that are there.
+
+Covered: families whose guidance adds a second conditioning. Not covered: guidance that is embedded
+(distilled consistency UNets with `time_cond_proj_dim`), step caches, which look at the batch.
 """
 
-import hashlib
-import inspect
-import threading
+import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,64 +22,108 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from engines.errors import DeadlineExceeded, Draining, EngineFailed, Full, NotANumber
-from engines.request import Cancelled, Event, Failed, Finished, ImageRequest, Mode, Step
-from engines.store import Kept
+from engines import samplers
+from engines.batch import Entry, Key, Place, assemble, fixed, key_of, packed
+from engines.cache import Embedding, Embeddings, Reading
+from engines.errors import (
+    BadRow,
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    Full,
+    NotANumber,
+    refusal_of,
+)
+from engines.owner import Background, Owner
+from engines.request import (
+    LAST,
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    ImageRequest,
+    Mode,
+    Queued,
+    Step,
+)
 from models.errors import Refusal
-from models.family import Conditioning, TextToImage
+from models.family import TextToImage
 from models.hosted import HostedModel
-from models.patch import Patch
 
-_WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+_log = logging.getLogger(__name__)
+_UNKNOWN_PACE = 0.1
+"""Seconds of a round, as long as none was measured."""
 
 
 @dataclass(eq=False)
 class Ticket:
-    """What a caller holds while its row runs."""
+    """What a caller holds while its row runs.
+
+    Attributes:
+        request: With its size filled in.
+        shape: Of its latents, (channels, height, width).
+        told: The last event was sent; nothing follows.
+    """
 
     request: ImageRequest
     tell: Callable[[Event], None]
+    sampling: samplers.Sampling
+    shape: tuple[int, int, int]
     cancelled: bool = False
+    told: bool = False
     asked_at: float = field(default_factory=time.monotonic)
 
     def cancel(self) -> None:
         """The row leaves at the next step."""
         self.cancelled = True
 
+    @property
+    def age(self) -> float:
+        """Seconds since it was asked for."""
+        return time.monotonic() - self.asked_at
+
+    @property
+    def ending(self) -> Event | None:
+        """Why the row must leave now, if it must."""
+        if self.cancelled:
+            return Cancelled()
+        if self.age > self.request.seconds:
+            return Failed(DeadlineExceeded(self.request.seconds))
+        return None
+
+    def hear(self, event: Event) -> None:
+        """Tell the caller; one that cannot listen any more has cancelled."""
+        if self.told:
+            return
+        self.told = isinstance(event, LAST)
+        try:
+            self.tell(event)
+        except Exception:  # noqa: BLE001 - whatever broke there, the row's neighbours go on
+            _log.exception("Nobody listens to %s", self.request.id)
+            self.cancelled = True
+
 
 @dataclass(eq=False)
 class _Row:
     ticket: Ticket
+    slot: int
     latents: Float[Tensor, "1 c h w"]
-    conditional: Conditioning
-    unconditional: Conditioning | None
-    scheduler: Any
-    generator: torch.Generator
-    timesteps: Tensor
-    tokens_changed: int
-    cached: bool
-    takes_generator: bool
-    done: int = 0
+    prompt: Embedding
+    negative: Embedding | None
+    waited: float
+    batch: int = 0
 
     @property
-    def request(self) -> ImageRequest:
-        return self.ticket.request
+    def sampling(self) -> samplers.Sampling:
+        return self.ticket.sampling
 
-    @property
-    def guided(self) -> bool:
-        return self.unconditional is not None
-
-
-@dataclass(eq=False)
-class _Background:
-    work: Generator[Any, None, Any]
-    on_item: Callable[[Any], None]
-    on_done: Callable[[Any], None]
-    on_error: Callable[[BaseException], None]
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
+    def entry(self) -> Entry:
+        return Entry(
+            latents=self.sampling.scaled(self.latents),
+            timestep=self.sampling.timestep,
+            conditional=self.prompt.conditioning,
+            unconditional=None if self.negative is None else self.negative.conditioning,
+        )
 
 
 class DiffusionEngine:
@@ -85,18 +131,18 @@ class DiffusionEngine:
 
     Args:
         hosted: A text-to-image model.
-        slots: Rows that share a denoiser call.
+        slots: Rows that are drawn at once.
         mode: `exact` or `fast`.
         max_waiting: Requests that may wait; more are refused with `Full`.
         cache_bytes: For embeddings of prompts, keyed by content.
         threads: Of torch in the owner thread.
     """
 
-    def __init__(  # noqa: PLR0913 - an engine's settings
+    def __init__(
         self,
         hosted: HostedModel,
         *,
-        slots: int = 4,
+        slots: int = 8,
         mode: Mode = "exact",
         max_waiting: int = 64,
         cache_bytes: int = 64 * 2**20,
@@ -105,17 +151,15 @@ class DiffusionEngine:
         if not isinstance(hosted.family, TextToImage):
             raise TypeError(f"{hosted.name} draws no pictures")
         self.hosted, self.family = hosted, hosted.family
-        self.slots, self.mode, self.max_waiting, self.threads = slots, mode, max_waiting, threads
-        self.embeddings: Kept[tuple[Conditioning, int]] = Kept(cache_bytes)
+        self.slots, self.max_waiting = slots, max_waiting
+        self.mode: Mode = mode
+        self.embeddings = Embeddings(hosted, hosted.family, cache_bytes, together=mode == "fast")
         self._waiting: deque[Ticket] = deque()
-        self._rows: dict[tuple[int, ...], list[_Row | None]] = {}
-        self._background: deque[_Background] = deque()
-        self._wake = threading.Condition()
-        self._draining = self._stopped = False
-        self._beat = time.monotonic()
-        self._pace = 0.1
-        self._thread = threading.Thread(target=self._own, name=f"owner-{hosted.name}", daemon=True)
-        self._thread.start()
+        self._rows: dict[Key, list[_Row]] = {}
+        self._draining = False
+        self._pace = _UNKNOWN_PACE
+        self._owner = Owner(f"owner-{hosted.name}", self, threads)
+        self._owner.start()
 
     # --- asked from any thread --------------------------------------------------------------------
 
@@ -124,32 +168,38 @@ class DiffusionEngine:
 
         Raises:
             Full, Draining: Nothing was queued.
-            PromptTooLong, UnknownSampler, BadSize, UnknownSite, BadPatch: The request is to blame.
+            EngineFailed: The owner thread is dead.
+            PromptTooLong, UnknownSampler, BadSize, BadRow, UnknownSite, BadPatch: The request is to
+                blame.
         """
-        self._validate(request)
-        with self._wake:
-            if self._draining or self._stopped:
+        ticket = self._admitted(request, tell)
+        with self._owner.wake:
+            if self._owner.lost is not None:
+                raise EngineFailed(f"The engine is down: {self._owner.lost}")
+            if self._draining:
                 raise Draining
-            if len(self._waiting) >= self.max_waiting:
-                raise Full(len(self._waiting), self._wait_estimate())
-            ticket = Ticket(request, tell)
+            ahead = len(self._waiting)
+            if ahead >= self.max_waiting:
+                raise Full(ahead, self._estimate())
+            # Told before anybody can take it up, so that it is the first event.
+            ticket.hear(Queued(ahead=ahead))
             self._waiting.append(ticket)
-            self._wake.notify()
+            self._owner.notify()
         return ticket
 
     async def stream(self, request: ImageRequest) -> AsyncIterator[Event]:
         """The row's events; leaving the loop early cancels the row."""
-        import asyncio  # noqa: PLC0415 - only the asynchronous face needs it
-
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-        ticket = self.submit(
-            request, lambda event: _post(loop, events, event)
-        )
+
+        def tell(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        ticket = self.submit(request, tell)
         try:
             while True:
                 event = await events.get()
                 yield event
-                if not isinstance(event, Step):
+                if isinstance(event, LAST):
                     return
         finally:
             ticket.cancel()
@@ -160,290 +210,244 @@ class DiffusionEngine:
         on_item: Callable[[Any], None],
         on_done: Callable[[Any], None],
         on_error: Callable[[BaseException], None],
-    ) -> _Background:
+    ) -> Background:
         """Drain a generator on the owner thread, one item between two denoising steps."""
-        task = _Background(work, on_item, on_done, on_error)
-        with self._wake:
-            if self._draining or self._stopped:
-                raise Draining
-            self._background.append(task)
-            self._wake.notify()
+        if self._draining:
+            raise Draining
+        task = Background(work, on_item, on_done, on_error)
+        self._owner.background(task)
         return task
 
     def load(self) -> dict[str, int | float | str]:
         """How busy it is."""
         return {
-            "active": sum(row is not None for rows in self._rows.values() for row in rows),
+            "active": self._active(),
             "waiting": len(self._waiting),
             "slots": self.slots,
             "mode": self.mode,
-            "embedding_hits": self.embeddings.hits,
-            "embedding_misses": self.embeddings.misses,
+            "embedding_hits": self.embeddings.kept.hits,
+            "embedding_misses": self.embeddings.kept.misses,
+            "embedding_bytes": self.embeddings.kept.used,
+            "round_seconds": self._pace,
         }
 
     def heartbeat(self) -> float:
         """Seconds since the owner thread last went round; infinite if it is dead."""
-        return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
+        return self._owner.heartbeat()
 
     def drain(self, seconds: float) -> bool:
         """Take nothing new, wait for the rows; True if all were finished in time."""
-        with self._wake:
+        with self._owner.wake:
             self._draining = True
-            self._wake.notify()
-        deadline = time.monotonic() + seconds
-        while (self._busy() or self._waiting) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return not (self._busy() or self._waiting)
+        return self._owner.wait(lambda: not self.busy(), seconds)
 
     def stop(self) -> None:
         """End the thread; rows that still run are cancelled."""
-        with self._wake:
-            self._draining = self._stopped = True
-            self._wake.notify()
-        self._thread.join(timeout=30)
+        with self._owner.wake:
+            self._draining = True
+        self._owner.stop()
+
+    # --- admission, on the caller's thread --------------------------------------------------------
+
+    def _admitted(self, request: ImageRequest, tell: Callable[[Event], None]) -> Ticket:
+        """Everything that can be wrong with a request is found before it has a slot."""
+        family, hosted = self.family, self.hosted
+        for text in (request.prompt, request.negative_prompt or ""):
+            family.check_prompt(hosted, text)
+        if not np.isfinite(request.guidance):
+            raise BadRow("guidance_scale", "The guidance scale is not finite.", "Use 1 to 20.")
+        hosted.check(request.patch)
+        height, width = family.default_size(hosted)
+        sized = replace(request, height=request.height or height, width=request.width or width)
+        shape = family.latent_shape(hosted, sized.height or height, sized.width or width)
+        sampling = samplers.begin(family, hosted, request.sampler, request.steps, request.seed)
+        return Ticket(sized, tell, sampling, shape)
+
+    def _estimate(self) -> float:
+        """Seconds until one who waits gets a slot, from the steps that are still to go."""
+        rows = [row.ticket for rows in list(self._rows.values()) for row in list(rows)]
+        steps = sum(t.sampling.total - t.sampling.done for t in (*rows, *self._waiting))
+        return max(1.0, self._pace * steps / self.slots)
 
     # --- on the owner thread ----------------------------------------------------------------------
 
-    def _own(self) -> None:
-        torch.set_num_threads(self.threads)
-        while not self._stopped:
-            with self._wake:
-                while not (self._stopped or self._waiting or self._background or self._busy()):
-                    self._beat = time.monotonic()
-                    self._wake.wait(timeout=0.5)
-            self._beat = time.monotonic()
-            self._join_waiting()
-            for shape in list(self._rows):
-                self._tick(shape)
-            self._one_background_item()
-        self._cancel_everything()
+    def busy(self) -> bool:
+        """Whether a row runs or waits."""
+        return bool(self._waiting) or self._active() > 0
 
-    def _busy(self) -> bool:
-        return any(row is not None for rows in self._rows.values() for row in rows)
-
-    def _join_waiting(self) -> None:
-        for _ in range(len(self._waiting)):
-            ticket = self._waiting[0]
-            if self._ended_early(ticket):
-                self._waiting.popleft()
-                continue
-            request = ticket.request
-            shape = self.family.latent_shape(self.hosted, request.height, request.width)
-            rows = self._rows.setdefault(shape, [None] * self.slots)
-            if None not in rows:
-                return
-            self._waiting.popleft()
-            try:
-                rows[rows.index(None)] = self._begin(ticket, shape)
-            except Refusal as refusal:
-                ticket.tell(Failed(refusal))
-            except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
-                ticket.tell(Failed(EngineFailed(f"{type(broken).__name__}: {broken}")))
-
-    def _begin(self, ticket: Ticket, shape: tuple[int, int, int]) -> _Row:
-        request = ticket.request
-        scheduler: Any = self.family.scheduler(self.hosted, request.sampler)
-        scheduler.set_timesteps(request.steps, device=self.hosted.device)
-        generator = torch.Generator().manual_seed(request.seed)
-        noise = torch.randn((1, *shape), generator=generator, dtype=torch.float32)
-        latents = noise.to(self.hosted.device, self.hosted.dtype) * scheduler.init_noise_sigma
-        hits = self.embeddings.hits
-        conditional, changed = self._embed(request.prompt, request.patch, negative=False)
-        cached = self.embeddings.hits > hits
-        unconditional = None
-        if request.guidance > 1:
-            patch = request.patch if request.patch_negative else Patch()
-            unconditional, _ = self._embed(request.negative_prompt, patch, negative=True)
-        return _Row(
-            ticket=ticket,
-            latents=latents,
-            conditional=conditional,
-            unconditional=unconditional,
-            scheduler=scheduler,
-            generator=generator,
-            timesteps=scheduler.timesteps,
-            tokens_changed=changed,
-            cached=cached,
-            takes_generator="generator" in inspect.signature(scheduler.step).parameters,
-        )
-
-    def _embed(self, text: str | None, patch: Patch, *, negative: bool) -> tuple[Conditioning, int]:
-        """One row's embedding, always encoded alone: neighbours cannot touch it."""
-        named = f"{negative}\x00{text is None}\x00{text}"
-        parts = (self.hosted.fingerprint, str(self.hosted.dtype), patch.digest, named)
-        key = hashlib.sha256("\x00".join(parts).encode()).hexdigest()
-        found = self.embeddings.get(key)
-        if found is None:
-            encode = self.family.encode_negative if negative else self.family.encode
-            encoded = encode(self.hosted, [text], [patch])  # type: ignore[list-item]
-            found = (encoded, encoded.sequence.shape[1] if patch else 0)
-            self.embeddings.put(key, found, encoded.nbytes)
-        return found
+    def _active(self) -> int:
+        return sum(len(rows) for rows in list(self._rows.values()))
 
     @torch.inference_mode()
-    def _tick(self, shape: tuple[int, ...]) -> None:
-        slots = self._rows[shape]
-        for i, row in enumerate(slots):
-            if row is not None and self._ended_early(row.ticket):
-                slots[i] = None
-        active = [(i, row) for i, row in enumerate(slots) if row is not None]
-        if not active:
-            del self._rows[shape]
-            return
+    def round(self) -> None:
+        """Rows that are over leave, waiting ones join, everybody takes one step."""
         started = time.monotonic()
-        try:
-            said = self._denoise(active, shape)
-        except Exception as broken:  # noqa: BLE001 - rows fail with a reason, the thread lives on
-            for i, row in active:
-                slots[i] = None
-                row.ticket.tell(Failed(EngineFailed(f"{type(broken).__name__}: {broken}")))
-            return
-        for (i, row), noise in zip(active, said, strict=True):
-            if self._advance(row, noise):
-                slots[i] = None
-        self._pace = 0.9 * self._pace + 0.1 * (time.monotonic() - started)
+        self._leave()
+        self._join()
+        for key in list(self._rows):
+            self._tick(key)
+        if self._rows:
+            self._pace = 0.9 * self._pace + 0.1 * (time.monotonic() - started)
 
-    def _denoise(self, active: Sequence[tuple[int, _Row]], shape: tuple[int, ...]) -> list[Tensor]:
-        """One denoiser call for all rows; per row what it says, guided."""
-        places, width = self._places(active)
-        like = active[0][1].conditional
-        batch = torch.zeros(width, *shape, dtype=self.hosted.dtype, device=self.hosted.device)
-        steps = torch.zeros(width, device=self.hosted.device)
-        rows: list[Conditioning] = [_zeros(like)] * width
-        for (_, row), (at, beside) in zip(active, places, strict=True):
-            step = row.timesteps[row.done]
-            scaled = row.scheduler.scale_model_input(row.latents, step)
-            batch[at], steps[at], rows[at] = scaled[0], step, row.conditional
-            if beside is not None and row.unconditional is not None:
-                batch[beside], steps[beside], rows[beside] = scaled[0], step, row.unconditional
-        said = self.family.denoise(self.hosted, batch, steps, Conditioning.stack(rows))
-        found = []
-        for (_, row), (at, beside) in zip(active, places, strict=True):
-            alone = said[at : at + 1]
-            if beside is not None:
-                scale = torch.full((1, 1, 1, 1), row.request.guidance, dtype=alone.dtype, device=alone.device)
-                alone = self.family.guide(alone, said[beside : beside + 1], scale)
-            found.append(alone)
-        return found
+    def end(self, why: Refusal | None) -> None:
+        """Tell everybody that nothing comes any more."""
+        with self._owner.wake:
+            waiting, self._waiting = self._waiting, deque()
+            rows, self._rows = self._rows, {}
+        active = [row.ticket for of in rows.values() for row in of]
+        for ticket in (*active, *waiting):
+            ticket.hear(Cancelled() if why is None else Failed(why))
 
-    def _places(
-        self, active: Sequence[tuple[int, _Row]]
-    ) -> tuple[list[tuple[int, int | None]], int]:
-        """Where each row stands in the batch, and beside it its negative; and the batch's width."""
-        if self.mode == "exact":
-            places = [(i, self.slots + i if row.guided else None) for i, row in active]
-            return places, 2 * self.slots
-        n = len(active)
-        places, at = [], n
-        for place, (_, row) in enumerate(active):
-            places.append((place, at if row.guided else None))
-            at += row.guided
-        return places, next((w for w in _WIDTHS if w >= at), at)
+    def _leave(self) -> None:
+        for rows in self._rows.values():
+            _sweep(rows, lambda row: row.ticket)
+        with self._owner.wake:
+            _sweep(self._waiting, lambda ticket: ticket)
+        self._rows = {key: rows for key, rows in self._rows.items() if rows}
 
-    def _advance(self, row: _Row, said: Tensor) -> bool:
-        """One scheduler step of one row; True when the row is over."""
-        extra = {"generator": row.generator} if row.takes_generator else {}
-        step = row.timesteps[row.done]
-        try:
-            row.latents = row.scheduler.step(said, step, row.latents, **extra).prev_sample
-            row.latents = row.latents.to(self.hosted.dtype)
-            row.done += 1
-            if not bool(torch.isfinite(row.latents).all()):
-                raise NotANumber(row.done)  # noqa: TRY301 - handled like any refusal of this row
-            self._tell_progress(row)
-        except Refusal as refusal:
-            row.ticket.tell(Failed(refusal))
-            return True
-        except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
-            row.ticket.tell(Failed(EngineFailed(f"{type(broken).__name__}: {broken}")))
-            return True
-        return row.done == len(row.timesteps)
+    def _join(self) -> None:
+        """Whoever finds a free slot reads its texts and stands in its batch."""
+        with self._owner.wake:
+            free = self.slots - self._active()
+            joining = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        for ticket, own in zip(joining, self._read(joining), strict=True):
+            try:
+                self._stand(ticket, [_embedded(reading) for reading in own])
+            except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
+                ticket.hear(Failed(refusal_of(broken)))
 
-    def _tell_progress(self, row: _Row) -> None:
-        request, total = row.request, len(row.timesteps)
-        last = row.done == total
-        wanted = request.previews and row.done % request.previews == 0 and not last
-        preview = self._picture(row) if wanted else None
-        row.ticket.tell(Step(done=row.done, total=total, preview=preview))
-        if last:
-            row.ticket.tell(
-                Finished(
-                    image=self._picture(row),
-                    seed=request.seed,
-                    mode=self.mode,
-                    slots=self.slots,
-                    tokens_changed=row.tokens_changed,
-                    cached=row.cached,
-                    seconds=time.monotonic() - row.ticket.asked_at,
-                )
+    def _read(self, joining: Sequence[Ticket]) -> list[list[Embedding | Refusal]]:
+        """Per ticket what its prompt says, and its negative if it has one."""
+        wanted = [_readings(ticket.request) for ticket in joining]
+        found = iter(self.embeddings.read([reading for own in wanted for reading in own]))
+        return [[next(found) for _ in own] for own in wanted]
+
+    def _stand(self, ticket: Ticket, own: Sequence[Embedding]) -> None:
+        request = ticket.request
+        key = key_of(self.mode, ticket.shape, own[0].conditioning, guided=request.guided)
+        rows = self._rows.setdefault(key, [])
+        taken = {row.slot for row in rows}
+        latents = ticket.sampling.noise(ticket.shape, self.hosted.dtype, self.hosted.device)
+        rows.append(
+            _Row(
+                ticket=ticket,
+                slot=next(i for i in range(self.slots) if i not in taken),
+                latents=latents,
+                prompt=own[0],
+                negative=own[1] if request.guided else None,
+                waited=ticket.age,
             )
+        )
+
+    def _tick(self, key: Key) -> None:
+        """One denoiser call for the rows of one key, one scheduler step for each."""
+        rows = self._rows[key]
+        for row, said in zip(list(rows), self._said(rows, key), strict=True):
+            over = True
+            if isinstance(said, Refusal):
+                row.ticket.hear(Failed(said))
+            else:
+                over = self._advance(row, said)
+            if over:
+                rows.remove(row)
+
+    def _said(self, rows: Sequence[_Row], key: Key) -> list[Tensor | Refusal]:
+        """What the denoiser says of each row; if a call breaks, each row is tried by itself."""
+        try:
+            return list(self._denoise(rows, key))
+        except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
+            if len(rows) == 1:
+                return [refusal_of(broken)]
+            _log.warning("A batch of %d rows broke: %s", len(rows), broken)
+            return [said for row in rows for said in self._said([row], key)]
+
+    def _denoise(self, rows: Sequence[_Row], key: Key) -> list[Tensor]:
+        places, width = self._places(rows, key)
+        latents, timesteps, reads = assemble([row.entry() for row in rows], places, width)
+        said = self.family.denoise(self.hosted, latents, timesteps, reads)
+        return [self._guided(row, place, said) for row, place in zip(rows, places, strict=True)]
+
+    def _places(self, rows: Sequence[_Row], key: Key) -> tuple[list[Place], int]:
+        if self.mode == "exact":
+            slots = [row.slot for row in rows]
+            places, width = fixed(slots, self.slots, guided=bool(key.guided))
+        else:
+            places, width = packed([row.negative is not None for row in rows])
+        for row in rows:
+            row.batch = max(row.batch, width)
+        return places, width
+
+    def _guided(
+        self, row: _Row, place: Place, said: Float[Tensor, "batch c h w"]
+    ) -> Float[Tensor, "1 c h w"]:
+        alone = said[place.prompt : place.prompt + 1]
+        if place.negative is None:
+            return alone
+        scale = alone.new_full((1, 1, 1, 1), row.ticket.request.guidance)
+        return self.family.guide(alone, said[place.negative : place.negative + 1], scale)
+
+    def _advance(self, row: _Row, said: Float[Tensor, "1 c h w"]) -> bool:
+        """One scheduler step of one row; True when the row is over."""
+        try:
+            row.latents = row.sampling.step(said, row.latents)
+            if not bool(torch.isfinite(row.latents).all()):
+                raise NotANumber(row.sampling.done)  # noqa: TRY301 - as any refusal of this row
+            self._tell(row)
+        except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
+            row.ticket.hear(Failed(refusal_of(broken)))
+        return row.ticket.told
+
+    def _tell(self, row: _Row) -> None:
+        sampling, every = row.sampling, row.ticket.request.previews
+        wanted = every and sampling.done % every == 0 and not sampling.over
+        preview = self._picture(row) if wanted else None
+        row.ticket.hear(Step(done=sampling.done, total=sampling.total, preview=preview))
+        if sampling.over:
+            row.ticket.hear(self._finished(row))
+
+    def _finished(self, row: _Row) -> Finished:
+        return Finished(
+            image=self._picture(row),
+            seed=row.ticket.request.seed,
+            mode=self.mode,
+            slots=self.slots,
+            slot=row.slot,
+            batch=row.batch,
+            tokens_changed=row.prompt.tokens_changed,
+            negative_tokens_changed=0 if row.negative is None else row.negative.tokens_changed,
+            cached=row.prompt.cached,
+            waited=row.waited,
+            seconds=row.ticket.age,
+        )
 
     def _picture(self, row: _Row) -> np.ndarray:
         """Decoded alone, never in a batch that varies."""
         image = self.family.decode(self.hosted, row.latents)[0]
+        if not bool(torch.isfinite(image).all()):
+            raise NotANumber(row.sampling.done)
         return (image.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
 
-    def _ended_early(self, ticket: Ticket) -> bool:
-        if ticket.cancelled:
-            ticket.tell(Cancelled())
-            return True
-        if time.monotonic() - ticket.asked_at > ticket.request.seconds:
-            ticket.tell(Failed(DeadlineExceeded(ticket.request.seconds)))
-            return True
-        return False
 
-    def _one_background_item(self) -> None:
-        if not self._background:
-            return
-        task = self._background.popleft()
-        try:
-            if task.cancelled:
-                task.work.close()
-                return
-            task.on_item(next(task.work))
-            self._background.append(task)
-        except StopIteration as over:
-            task.on_done(over.value)
-        except Exception as broken:  # noqa: BLE001 - a fit that fails is reported, not fatal
-            task.on_error(broken)
-
-    def _cancel_everything(self) -> None:
-        for ticket in self._waiting:
-            ticket.tell(Cancelled())
-        for rows in self._rows.values():
-            for row in rows:
-                if row is not None:
-                    row.ticket.tell(Cancelled())
-        for task in self._background:
-            task.work.close()
-            task.on_error(Draining())
-        self._waiting.clear()
-        self._rows.clear()
-        self._background.clear()
-
-    # --- admission --------------------------------------------------------------------------------
-
-    def _validate(self, request: ImageRequest) -> None:
-        """Everything that can be wrong with a request is found before it has a slot."""
-        for text in (request.prompt, request.negative_prompt or ""):
-            self.family.check_prompt(self.hosted, text)
-        self.family.latent_shape(self.hosted, request.height, request.width)
-        self.family.scheduler(self.hosted, request.sampler)
-        self.hosted.check(request.patch)
-
-    def _wait_estimate(self) -> float:
-        return max(1.0, self._pace * 25 * (len(self._waiting) / self.slots + 1))
+def _readings(request: ImageRequest) -> tuple[Reading, ...]:
+    """What the row's encoders have to read: the prompt, and its negative if it has one."""
+    prompt = Reading(text=request.prompt, patch=request.patch)
+    if not request.guided:
+        return (prompt,)
+    patch = request.negative_patch
+    return prompt, Reading(text=request.negative_prompt, patch=patch, negative=True)
 
 
-def _post(loop: Any, events: Any, event: Event) -> None:
-    """Hand an event to a loop that may be closed by now: then nobody listens any more."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(events.put_nowait, event)
+def _embedded(read: Embedding | Refusal) -> Embedding:
+    if isinstance(read, Refusal):
+        raise read
+    return read
 
 
-def _zeros(like: Conditioning) -> Conditioning:
-    return Conditioning(
-        torch.zeros_like(like.sequence),
-        None if like.pooled is None else torch.zeros_like(like.pooled),
-        None if like.sizes is None else torch.zeros_like(like.sizes),
-    )
+def _sweep(queue: Any, ticket_of: Callable[[Any], Ticket]) -> None:
+    """Take out whoever was cancelled or is too late."""
+    for waiting in list(queue):
+        ticket = ticket_of(waiting)
+        ending = ticket.ending
+        if ending is not None:
+            queue.remove(waiting)
+            ticket.hear(ending)

@@ -22,6 +22,13 @@ class Draining(Refusal):
         self.retry_after = 5.0
 
 
+class BadRow(Refusal):
+    """A number of the request that no picture can be drawn with."""
+
+    def __init__(self, param: str, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy=remedy, param=param)
+
+
 class DeadlineExceeded(Refusal):
     """A row took longer than its caller wanted to wait."""
 
@@ -47,3 +54,10 @@ class EngineFailed(Refusal):
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem, remedy="Try again; if it stays, report the request id.")
+
+
+def refusal_of(broken: BaseException) -> Refusal:
+    """A refusal as it is; anything else as a fault of the engine."""
+    if isinstance(broken, Refusal):
+        return broken
+    return EngineFailed(f"{type(broken).__name__}: {broken}")

@@ -8,6 +8,8 @@ import numpy as np
 from models.errors import Refusal
 from models.patch import Patch
 
+Mode = Literal["exact", "fast"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRequest:
@@ -15,7 +17,7 @@ class ImageRequest:
 
     Attributes:
         id: Names the row in events and cancels.
-        seed: Of the row's own CPU generator.
+        seed: Of the row's own CPU generator, 0 to 2^63 - 1.
         steps: Denoising steps.
         guidance: Classifier-free guidance scale; at 1 or below no negative prompt is read.
         sampler: Its name, None for the model's own.
@@ -24,7 +26,7 @@ class ImageRequest:
         patch_negative: Whether the negative prompt is read under the patch too, as an edit of the
             weights would have it.
         previews: Decode a preview every so many steps; 0 for none.
-        seconds: How long the caller waits.
+        seconds: How long the caller waits, queue included.
     """
 
     id: str
@@ -41,10 +43,27 @@ class ImageRequest:
     previews: int = 0
     seconds: float = 600.0
 
+    @property
+    def guided(self) -> bool:
+        """Whether the row needs a negative beside it."""
+        return self.guidance > 1
+
+    @property
+    def negative_patch(self) -> Patch:
+        """What the negative prompt is read under."""
+        return self.patch if self.patch_negative else Patch()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued:
+    """The request was taken; so many are in front of it."""
+
+    ahead: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A denoising step is done."""
+    """A denoising step is done; the preview is uint8 (height, width, 3)."""
 
     done: int
     total: int
@@ -53,14 +72,28 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The picture, uint8 (height, width, 3), and how it came about."""
+    """The picture, and how it came about.
+
+    Attributes:
+        image: uint8 (height, width, 3).
+        mode, slots, slot, batch: With these the picture can be redone to the bit: the engine's
+            mode and slots, the row's slot, and the widest denoiser batch that it was part of.
+        tokens_changed: By the patch while the prompt was read, counted, over all its places.
+        negative_tokens_changed: The same for the negative prompt.
+        cached: The prompt's embedding was known already.
+        waited, seconds: From the request to its slot, and to the picture.
+    """
 
     image: np.ndarray
     seed: int
-    mode: str
+    mode: Mode
     slots: int
+    slot: int
+    batch: int
     tokens_changed: int
+    negative_tokens_changed: int
     cached: bool
+    waited: float
     seconds: float
 
 
@@ -73,8 +106,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """The row was cancelled by its caller."""
+    """The row was cancelled by its caller, or the engine was stopped."""
 
 
-Event = Step | Finished | Failed | Cancelled
-Mode = Literal["exact", "fast"]
+Event = Queued | Step | Finished | Failed | Cancelled
+LAST = (Finished, Failed, Cancelled)
+"""The events of which a row hears exactly one, at its end."""

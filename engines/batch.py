@@ -1,0 +1,87 @@
+"""Where rows stand in one denoiser call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from engines.request import Mode
+from models.family import Conditioning
+
+
+@dataclass(frozen=True)
+class Key:
+    """What rows of one denoiser call must share; nothing else needs to be equal.
+
+    Attributes:
+        shape: (channels, height, width) of the latents.
+        layout: Tokens and widths of the conditioning.
+        guided: Whether each row has a negative beside it; None where that may differ.
+    """
+
+    shape: tuple[int, int, int]
+    layout: tuple[tuple[int, ...] | None, ...]
+    guided: bool | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row's index in the batch, and that of its negative."""
+
+    prompt: int
+    negative: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What one row brings: scaled latents (1, c, h, w), its timestep, what it reads."""
+
+    latents: Float[Tensor, "1 c h w"]
+    timestep: Tensor
+    conditional: Conditioning
+    unconditional: Conditioning | None
+
+
+def key_of(mode: Mode, shape: tuple[int, int, int], reads: Conditioning, *, guided: bool) -> Key:
+    """In `exact` mode guided rows keep to themselves, so that the width is known beforehand."""
+    parts = (reads.sequence, reads.pooled, reads.sizes)
+    layout = tuple(None if part is None else tuple(part.shape[1:]) for part in parts)
+    return Key(shape, layout, guided if mode == "exact" else None)
+
+
+def fixed(slots: Sequence[int], width: int, *, guided: bool) -> tuple[list[Place], int]:
+    """Every row at its slot, negatives behind all of them; the same width whoever is there."""
+    places = [Place(slot, width + slot if guided else None) for slot in slots]
+    return places, 2 * width if guided else width
+
+
+def packed(guided: Sequence[bool]) -> tuple[list[Place], int]:
+    """Rows side by side, then their negatives, then zeros up to a power of two."""
+    places, end = [], len(guided)
+    for i, beside in enumerate(guided):
+        places.append(Place(i, end if beside else None))
+        end += beside
+    return places, 1 << (end - 1).bit_length()
+
+
+def assemble(
+    entries: Sequence[Entry], places: Sequence[Place], width: int
+) -> tuple[Tensor, Tensor, Conditioning]:
+    """Latents (width, c, h, w), timesteps (width,) and conditioning; zeros where nobody is."""
+    first = entries[0]
+    latents = first.latents.new_zeros(width, *first.latents.shape[1:])
+    timesteps = torch.zeros(width)
+    rows = [_nobody(first.conditional)] * width
+    for entry, place in zip(entries, places, strict=True):
+        beside = ((place.prompt, entry.conditional), (place.negative, entry.unconditional))
+        for at, reads in beside:
+            if at is not None and reads is not None:
+                latents[at], timesteps[at], rows[at] = entry.latents[0], entry.timestep, reads
+    return latents, timesteps.to(latents.device), Conditioning.stack(rows)
+
+
+def _nobody(like: Conditioning) -> Conditioning:
+    parts = (like.sequence, like.pooled, like.sizes)
+    return Conditioning(*(None if part is None else torch.zeros_like(part) for part in parts))  # type: ignore[arg-type]

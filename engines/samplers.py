@@ -1,0 +1,97 @@
+"""One scheduler object and one generator per row: shared with nobody.
+
+Schedulers keep state (step index, earlier outputs), so a shared one takes silently wrong steps; and
+a generator that serves a whole batch draws pictures that cannot be redone alone.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from engines.errors import BadRow
+from models.family import TextToImage
+from models.hosted import HostedModel
+
+
+@dataclass(kw_only=True, eq=False)
+class Sampling:
+    """Where one row is on its way from noise to picture.
+
+    Attributes:
+        scheduler: The row's own, already set to its number of steps.
+        generator: On the CPU, so that every device draws the same noise.
+        timesteps: On the CPU: looking a step up must not wait for the device.
+        done: Steps taken.
+    """
+
+    scheduler: Any
+    generator: torch.Generator
+    timesteps: Tensor
+    takes_generator: bool
+    done: int = 0
+
+    @property
+    def total(self) -> int:
+        """Denoiser calls; some samplers make more than one per step asked for."""
+        return len(self.timesteps)
+
+    @property
+    def over(self) -> bool:
+        """Whether all steps are taken."""
+        return self.done == self.total
+
+    @property
+    def timestep(self) -> Tensor:
+        """The one that comes next."""
+        return self.timesteps[self.done]
+
+    def noise(
+        self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> Float[Tensor, "1 c h w"]:
+        """What the row starts from: drawn in float32 for this row alone, then cast."""
+        drawn = torch.randn((1, *shape), generator=self.generator, dtype=torch.float32)
+        return drawn.to(device, dtype) * self.scheduler.init_noise_sigma
+
+    def scaled(self, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
+        """What the denoiser sees of the latents."""
+        return self.scheduler.scale_model_input(latents, self.timestep)
+
+    def step(
+        self, said: Float[Tensor, "1 c h w"], latents: Float[Tensor, "1 c h w"]
+    ) -> Float[Tensor, "1 c h w"]:
+        """The latents one step on, given what the denoiser said."""
+        extra = {"generator": self.generator} if self.takes_generator else {}
+        moved = self.scheduler.step(said, self.timestep, latents, **extra).prev_sample
+        self.done += 1
+        return moved.to(latents.dtype)
+
+
+def begin(
+    family: TextToImage, hosted: HostedModel, sampler: str | None, steps: int, seed: int
+) -> Sampling:
+    """A row's sampling before its first step.
+
+    Raises:
+        UnknownSampler: The family does not offer it.
+        BadRow: The sampler cannot take so many steps, or no generator has such a seed.
+    """
+    scheduler: Any = family.scheduler(hosted, sampler)
+    if not 0 <= seed < 2**63:
+        raise BadRow("seed", f"There is no seed {seed}.", "Use a number from 0 to 2^63 - 1.")
+    most = int(scheduler.config.num_train_timesteps)
+    if not 1 <= steps <= most:
+        raise BadRow("steps", f"No picture has {steps} steps.", f"Use 1 to {most} steps.")
+    try:
+        scheduler.set_timesteps(steps)
+    except ValueError as refused:
+        raise BadRow("steps", str(refused), "Ask for fewer steps.") from refused
+    return Sampling(
+        scheduler=scheduler,
+        generator=torch.Generator().manual_seed(seed),
+        timesteps=scheduler.timesteps,
+        takes_generator="generator" in inspect.signature(scheduler.step).parameters,
+    )
