@@ -1,11 +1,13 @@
 """The rows' patches packed into tables for one forward.
 
 Row numbers are resolved here, once: a table holds only the rows that carry an operation, so rows
-without one are never touched and the cost does not grow with the number of distinct patches.
+without one are never touched and the cost does not grow with the number of distinct patches. Rows
+of like rank share a table: were all padded to the largest rank, a neighbour's rank would choose the
+matrix product's shape, and with it the last bits of a row.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +25,7 @@ Named = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class LowRanks:
-    """Every LowRank of one site; ranks are padded with zeros, which change nothing."""
+    """The LowRanks of one site and width; ranks are padded with zeros, which change nothing."""
 
     rows: tuple[int, ...]
     index: Int[Tensor, " carrying"]
@@ -33,7 +35,7 @@ class LowRanks:
 
 @dataclass(frozen=True)
 class Moves:
-    """Every Shift and Clamp of one stream, as features: amount(activation) * decoder.
+    """Shifts and Clamps of one stream and width, as features: amount(activation) * decoder.
 
     A Shift is a feature whose amount is always 1; padding is a feature whose amount is always 0.
     `kind` says which amount: an index into `MODES`.
@@ -85,8 +87,8 @@ class Plan:
     """
 
     size: int
-    low_ranks: Mapping[str, LowRanks] = field(default_factory=dict)
-    moves: Mapping[str, Moves] = field(default_factory=dict)
+    low_ranks: Mapping[str, tuple[LowRanks, ...]] = field(default_factory=dict)
+    moves: Mapping[str, tuple[Moves, ...]] = field(default_factory=dict)
     exits: Mapping[str, Exits] = field(default_factory=dict)
     detours: Mapping[str, tuple[WriteBack, ...]] = field(default_factory=dict)
     planned: Mapping[tuple[int, str], int] = field(default_factory=dict)
@@ -110,11 +112,17 @@ def pack(
     named = [positions[row] if positions else {} for row in range(len(patches))]
     # Tables outlive this forward: made under inference mode they could not enter a fit's graph.
     with torch.inference_mode(False):
-        low_rank_tables = {s: _low_ranks(by, device) for s, by in low_ranks.items()}
-        move_tables = {s: _moves(by, named, device) for s, by in moves.items()}
+        low_rank_tables = {
+            site: tuple(_low_ranks(alike, width, device) for width, alike in _alike(by, _rank))
+            for site, by in low_ranks.items()
+        }
+        move_tables = {
+            site: tuple(_moves(alike, width, named, device) for width, alike in _alike(by, len))
+            for site, by in moves.items()
+        }
     exits, detours = _exits(patches), _detours(patches, blocks, named)
     planned = {(row, s): 0 for s, by in low_ranks.items() for row in by}
-    for site, table in move_tables.items():
+    for site, table in ((site, table) for site, of in move_tables.items() for table in of):
         planned |= {
             (row, site): _total(of) for row, of in zip(table.rows, table.columns, strict=True)
         }
@@ -147,15 +155,30 @@ def _by_site(patches: Sequence[Patch], *verbs: type[Any]) -> dict[str, dict[int,
     return found
 
 
-def _low_ranks(by_row: Mapping[int, list[LowRank]], device: str | torch.device) -> LowRanks:
+def _rank(operations: list[LowRank]) -> int:
+    return sum(operation.rank for operation in operations)
+
+
+def _alike(
+    by_row: Mapping[int, list[Any]], size: Callable[[list[Any]], int]
+) -> list[tuple[int, dict[int, list[Any]]]]:
+    """Rows grouped by the power of two, at least 4, that their size is padded to."""
+    found: dict[int, dict[int, list[Any]]] = defaultdict(dict)
+    for row, operations in by_row.items():
+        found[max(4, 1 << (size(operations) - 1).bit_length())][row] = operations
+    return sorted(found.items())
+
+
+def _low_ranks(
+    by_row: Mapping[int, list[LowRank]], width: int, device: str | torch.device
+) -> LowRanks:
     left = [torch.cat([o.left.to(device) for o in of], dim=1) for of in by_row.values()]
     right = [torch.cat([o.right.to(device) for o in of], dim=0) for of in by_row.values()]
-    rank = max(piece.shape[0] for piece in right)
     return LowRanks(
         rows=tuple(by_row),
         index=torch.tensor(list(by_row), device=device),
-        left=torch.stack([pad(p, (0, rank - p.shape[1])) for p in left]),
-        right=torch.stack([pad(p, (0, 0, 0, rank - p.shape[0])) for p in right]),
+        left=torch.stack([pad(p, (0, width - p.shape[1])) for p in left]),
+        right=torch.stack([pad(p, (0, 0, 0, width - p.shape[0])) for p in right]),
     )
 
 
@@ -175,18 +198,20 @@ def _as_clamp(operation: Shift | Clamp) -> Clamp:
 
 
 def _moves(
-    by_row: Mapping[int, list[Shift | Clamp]], named: Sequence[Named], device: str | torch.device
+    by_row: Mapping[int, list[Shift | Clamp]],
+    width: int,
+    named: Sequence[Named],
+    device: str | torch.device,
 ) -> Moves:
-    most = max(map(len, by_row.values()))
     features = [[_as_clamp(o) for o in of] for of in by_row.values()]
     kinds = [["shift" if isinstance(o, Shift) else o.mode for o in of] for of in by_row.values()]
 
     def numbers(rows: list[list[float]]) -> Tensor:
-        return torch.tensor([row + [0.0] * (most - len(row)) for row in rows], device=device)
+        return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], device=device)
 
     def vectors(rows: list[list[Tensor]]) -> Tensor:
         stacked = [torch.stack([v.to(device) for v in row]) for row in rows]
-        return torch.stack([pad(row, (0, 0, 0, most - row.shape[0])) for row in stacked])
+        return torch.stack([pad(row, (0, 0, 0, width - row.shape[0])) for row in stacked])
 
     return Moves(
         rows=tuple(by_row),
