@@ -8,12 +8,12 @@ the model without the edit, and `oracle`, the unedited model told the new fact i
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from time import monotonic
 
 from editors.progress import Progress
 from evaluation.errors import FitRefused, NothingToJudge
-from evaluation.judge import Judge, Picture, Verdict
+from evaluation.judge import Judge, Picture, Verdict, cake_bar
 from evaluation.protocol import (
     PARTS,
     Arm,
@@ -61,6 +61,10 @@ class FactSettings:
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     kept_seeds: int = 1
     """Pictures of so many seeds are stored for the contact sheet."""
+    cake_seeds: int = 0
+    """Pictures of the unedited model per answer that set CAKE's bar (the paper: 50); 0: not asked.
+
+    The judge must give similarities."""
     unedited_bytes: int = 256 * 2**20
     """Pictures of the unedited model that are kept in memory, as cases share them."""
 
@@ -73,6 +77,8 @@ class Measures:
     generality_75: float | None = None
     """Share of the generality pictures with P(right) > 0.75; `_90` likewise."""
     generality_90: float | None = None
+    cake: Mapping[Part, float] = field(default_factory=dict)
+    """By CAKE's criterion: shares of pictures as like the right answer as its bar asks."""
 
     @property
     def harmonic(self) -> float | None:
@@ -92,6 +98,7 @@ class Measures:
     def as_dict(self) -> dict[str, object]:
         """Plain data."""
         told: dict[str, object] = {part: asdict(e) for part, e in self.parts.items()}
+        told["cake"] = dict(self.cake)
         for name in ("harmonic", "f1_paper", "generality_75", "generality_90"):
             told[name] = getattr(self, name)
         return told
@@ -152,20 +159,34 @@ def evaluate_facts(
     if not cases or not settings.seeds:
         raise NothingToJudge
     unedited = _Unedited(draw, settings.unedited_bytes)
+    if settings.cake_seeds:
+        yield from _set_bars(cases, unedited, judge, journal, settings.cake_seeds)
     found: list[Done] = []
     for number, case in enumerate(cases):
         done = journal.done(case)
         if done is None:
-            stage = Progress(
-                stage="case", done=number, total=len(cases), message=case.key, values={}
-            )
+            stage = Progress(stage="case", done=number, total=len(cases), message=case.key)
             yield stage
             outcome = yield from _fit(case, fit)
             scores = yield from _judged(case, outcome, draw, unedited, judge, journal, settings)
             done = Done(case=case, outcome=outcome, scores=tuple(scores))
             journal.add(done)
         found.append(done)
-    return summarise(found, journal.header)
+    return summarise(found, journal.header, journal.bars)
+
+
+def _set_bars(
+    cases: Sequence[Case], unedited: "_Unedited", judge: Judge, journal: Journal, seeds: int
+) -> Generator[Progress, None, None]:
+    """How like each right answer the unedited model's own pictures of it are."""
+    texts = list(dict.fromkeys(p.right for c in cases for p in c.probes))
+    for number, text in enumerate(texts):
+        if text in journal.bars:
+            continue
+        yield Progress(stage="bar", done=number, total=len(texts), message=text)
+        pictures = list(unedited.draw([Drawing(prompt=text, seed=s) for s in range(seeds)]))
+        likeness = [v.similarity for v in judge(pictures, [(text, "")] * seeds)]
+        journal.add_bar(text, cake_bar([s for s in likeness if s is not None]))
 
 
 def _fit(case: Case, fit: Fit) -> Generator[Progress, None, Outcome]:
@@ -227,7 +248,7 @@ def _judged(  # noqa: PLR0913, PLR0917 - the run's parts, handed through
         for picture in source([w.drawing for w in group]):
             pictures.append(picture)
             done = len(scores) + len(pictures)
-            yield Progress(stage="draw", done=done, total=len(wishes), message=case.key, values={})
+            yield Progress(stage="draw", done=done, total=len(wishes), message=case.key)
         scores += _scores(case, group, pictures, judge)
         for wish, picture in zip(group, pictures, strict=True):
             if wish.drawing.seed in settings.seeds[: settings.kept_seeds]:
@@ -261,6 +282,7 @@ def _score(case: Case, wish: _Wish, picture: Picture, verdict: Verdict) -> Score
         wrong=float(verdict.probabilities.get(wish.probe.wrong, 0.0)),
         correct=verdict.best == wish.probe.right,
         picture=pixels_digest(picture),
+        similarity=verdict.similarity,
     )
 
 
@@ -296,15 +318,17 @@ class _Unedited:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
-def summarise(done: Sequence[Done], header: Mapping[str, object]) -> FactReport:
-    """The tables of a run, from its single scores."""
+def summarise(
+    done: Sequence[Done], header: Mapping[str, object], bars: Mapping[str, float] | None = None
+) -> FactReport:
+    """The tables of a run, from its single scores; `bars` are CAKE's, per right answer."""
     kinds = list(dict.fromkeys(d.case.kind for d in done))
     groups = {"all": list(done)} | {k: [d for d in done if d.case.kind == k] for k in kinds}
     edited = [s for d in done for s in d.scores if s.arm == "edited"]
     tags = list(dict.fromkeys(f"{s.part}: {s.tag}" for s in edited if s.tag))
     return FactReport(
         header=header,
-        groups={name: _arms(members) for name, members in groups.items()},
+        groups={name: _arms(members, bars or {}) for name, members in groups.items()},
         tags={t: _share([s for s in edited if f"{s.part}: {s.tag}" == t]) for t in tags},
         validity=_validity(done),
         refused={d.case.key: d.outcome.refused for d in done if d.outcome.refused},
@@ -313,12 +337,14 @@ def summarise(done: Sequence[Done], header: Mapping[str, object]) -> FactReport:
     )
 
 
-def _arms(done: Sequence[Done]) -> dict[Arm, Measures]:
+def _arms(done: Sequence[Done], bars: Mapping[str, float]) -> dict[Arm, Measures]:
     arms: tuple[Arm, ...] = ("base", "oracle", "edited")
-    return {arm: _measures([s for d in done for s in d.scores if s.arm == arm]) for arm in arms}
+    return {arm: _measures(done, arm, bars) for arm in arms}
 
 
-def _measures(scores: Sequence[Score]) -> Measures:
+def _measures(done: Sequence[Done], arm: Arm, bars: Mapping[str, float]) -> Measures:
+    asked = {d.case.key: d.case.probes for d in done}
+    scores = [s for d in done for s in d.scores if s.arm == arm]
     parts: dict[Part, list[Score]] = {p: [s for s in scores if s.part == p] for p in PARTS}
     general = [s.right for s in parts["generality"]]
     shares: dict[Part, Estimate] = {part: _share(found) for part, found in parts.items() if found}
@@ -326,7 +352,16 @@ def _measures(scores: Sequence[Score]) -> Measures:
         parts=shares,
         generality_75=sum(p > 0.75 for p in general) / len(general) if general else None,
         generality_90=sum(p > 0.90 for p in general) / len(general) if general else None,
+        cake={
+            part: _reaching([(s, bars[asked[s.case][s.probe].right]) for s in found])
+            for part, found in parts.items()
+            if bars and found
+        },
     )
+
+
+def _reaching(scores: Sequence[tuple[Score, float]]) -> float:
+    return sum((s.similarity or -1.0) >= bar for s, bar in scores) / len(scores)
 
 
 def _share(scores: Sequence[Score]) -> Estimate:

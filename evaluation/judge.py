@@ -1,7 +1,7 @@
 """Who or what is in a picture: a judge is a function.
 
 The miniature brings its own, a classifier that never saw a generated picture; it is handed in by
-the caller, as this floor does not know the miniature. The one for real checkpoints is in `zero_shot`.
+the caller. The one for real checkpoints is in `zero_shot`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,8 @@ class Verdict:
 
     best: str
     probabilities: Mapping[str, float]
+    similarity: float | None = None
+    """Cosine with the first of the answers that were asked for, where the judge has one."""
 
 
 Judge = Callable[[Sequence[Picture], Sequence[tuple[str, str]]], list[Verdict]]
@@ -37,7 +39,7 @@ def two_way(answers: tuple[str, str], logits: Sequence[float]) -> Verdict:
     return Verdict(best=best, probabilities={answers[0]: first, answers[1]: second})
 
 
-def cake_threshold(cosines: Sequence[float]) -> float:
+def cake_bar(cosines: Sequence[float]) -> float:
     """CAKE's bar for "shows it": mean less two deviations over pictures of the unedited model."""
     values = np.asarray(cosines, dtype=np.float64)
     return float(values.mean() - 2 * values.std())

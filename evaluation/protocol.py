@@ -72,6 +72,7 @@ class Score:
         wrong: P(wrong answer).
         correct: Whether the judge saw the right answer.
         picture: SHA-256 of the picture's pixels.
+        similarity: The judge's cosine of picture and right answer, where it has one.
     """
 
     case: str
@@ -86,6 +87,7 @@ class Score:
     wrong: float
     correct: bool
     picture: str
+    similarity: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,7 @@ class Journal:
         self.path = path
         self.header: dict[str, object] = json.loads(json.dumps(dict(header) | {"format": FORMAT}))
         self._done: dict[str, tuple[Outcome, tuple[Score, ...]]] = {}
+        self.bars: dict[str, float] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size:
             self._read()
@@ -141,6 +144,12 @@ class Journal:
         self._done[done.case.key] = (done.outcome, done.scores)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_lines(done.outcome, done.scores))
+
+    def add_bar(self, text: str, bar: float) -> None:
+        """Append what the judge's cosine with a text must reach (see `cake_bar`)."""
+        self.bars[text] = bar
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_bar_line(text, bar))
 
     def keep(self, picture: np.ndarray) -> Path:
         """Store a picture beside the journal, under its pixels' digest."""
@@ -166,6 +175,9 @@ class Journal:
             if kind == "score":
                 waiting.append(Score(**line))
                 continue
+            if kind == "bar":
+                self.bars[line["text"]] = line["bar"]
+                continue
             outcome = Outcome(**line)
             scores = tuple(s for s in waiting if s.case == outcome.case)
             self._done[outcome.case] = (outcome, scores)
@@ -174,8 +186,13 @@ class Journal:
     def _rewrite(self) -> None:
         part = self.path.with_name(self.path.name + ".part")
         text = json.dumps(self.header, sort_keys=True) + "\n"
+        text += "".join(_bar_line(*b) for b in self.bars.items())
         part.write_text(text + "".join(_lines(*d) for d in self._done.values()), encoding="utf-8")
         part.replace(self.path)
+
+
+def _bar_line(text: str, bar: float) -> str:
+    return json.dumps({"line": "bar", "text": text, "bar": bar}, sort_keys=True) + "\n"
 
 
 def _lines(outcome: Outcome, scores: Sequence[Score]) -> str:

@@ -42,6 +42,7 @@ def markdown(report: FactReport) -> str:
         "`harmonic` is the harmonic mean of efficacy, generality and specificity; `f1_paper` the "
         "geometric mean of the last two, which leaves efficacy out.",
         _tags_table(report),
+        _cake_table(report),
         f"Validity {_percent(report.validity)}: cases and seeds in which the unedited model draws "
         "the old answer at the edit prompt, and the new one when told in words. Mean time of a "
         f"fit: {report.fit_seconds:.1f} s. Refused fits: {len(report.refused)}.",
@@ -74,6 +75,22 @@ def _tags_table(report: FactReport) -> str:
     rows = ["| edited, by kind of prompt | right |", "|---|---|"]
     rows += [f"| {tag} | {_estimate(share)} |" for tag, share in report.tags.items()]
     return "\n".join(rows)
+
+
+def _cake_table(report: FactReport) -> str:
+    rows = [
+        f"| {group} | {ARMS[arm]} | " + " | ".join(_percent(m.cake.get(p)) for p in PARTS) + " |"
+        for group, arms in report.groups.items()
+        for arm, m in arms.items()
+        if m.cake
+    ]
+    if not rows:
+        return ""
+    head = [
+        "| CAKE's criterion | model | efficacy | generality | specificity |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows])
 
 
 def _refused(report: FactReport) -> str:

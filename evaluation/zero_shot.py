@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,10 +43,12 @@ class ClipJudge:
         """Which of its two texts each picture is nearer to."""
         seen = self.embed_pictures(pictures)
         scale = float(self.model.logit_scale.exp())
-        return [
-            two_way(pair, [scale * float(row @ self.embed_text(text)) for text in pair])
-            for row, pair in zip(seen, answers, strict=True)
-        ]
+        found = []
+        for row, pair in zip(seen, answers, strict=True):
+            cosines = [float(row @ self.embed_text(text)) for text in pair]
+            verdict = two_way(pair, [scale * c for c in cosines])
+            found.append(replace(verdict, similarity=cosines[0]))
+        return found
 
     @torch.no_grad()
     def embed_pictures(self, pictures: Sequence[Picture]) -> torch.Tensor:

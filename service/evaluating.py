@@ -187,15 +187,20 @@ def evaluate_facts_command(  # noqa: PLR0913, PLR0917 - one argument per option
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Pictures per prompt.")] = 4,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    cake_seeds: Annotated[
+        int, typer.Option(min=0, max=100, help="CAKE's criterion too (50); needs --judge.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many cases.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", exists=True)] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Start the service on Ray Serve.")] = False,
 ) -> None:
     """Efficacy, generality and specificity of fact edits; a stopped run goes on where it was."""
+    if cake_seeds and judge is None:
+        raise typer.BadParameter("CAKE's criterion needs a CLIP judge: --judge FOLDER")
     chosen = read_cases(cases or shipped_cases())
     wanted = _evenly(chosen, limit)
     seen_by = _clip_judge(judge) if judge else miniature_judge()
-    settings = FactSettings(seeds=tuple(range(seeds)))
+    settings = FactSettings(seeds=tuple(range(seeds)), cake_seeds=cake_seeds)
     with ExitStack() as stack:
         if url is None:
             home = Path(stack.enter_context(TemporaryDirectory(prefix="tiller-evaluation-")))
@@ -233,6 +238,7 @@ def _header(
         "cases": cases.name if cases else "miniature/cases/facts.json",
         "seeds": list(settings.seeds),
         "steps": steps,
+        "cake_seeds": settings.cake_seeds,
         "model": model,
         "fingerprint": card["fingerprint"],
         "judge": judge.name if judge else "miniature",

@@ -210,3 +210,45 @@ def test_the_report_is_written_as_json_page_and_sheet(tmp_path):
     pixels = np.asarray(Image.open(sheet)).reshape(-1, 3)
     assert (pixels == COLOURS["red"]).all(1).any()  # the edited mug is on the sheet
     assert (pixels == COLOURS["blue"]).all(1).any()  # and the mug that was
+
+
+def test_cakes_criterion_compares_with_the_unedited_models_own_pictures(tmp_path):
+    def alike(pictures, answers):
+        """Likeness is how strong the asked colour is; fresh pictures of it set the bar."""
+        seen = judge(pictures, answers)
+        return [
+            Verdict(best=v.best, probabilities=v.probabilities, similarity=float(v.best == right))
+            for v, (right, _) in zip(seen, answers, strict=True)
+        ]
+
+    class Speaking(World):
+        def draw(self, drawings):
+            for wanted in drawings:
+                if wanted.prompt in COLOURS:  # the bare answer, as the bar asks for it
+                    yield picture(wanted.prompt, wanted.seed)
+                else:
+                    yield from super().draw([wanted])
+
+    world = Speaking(reaches=nowhere)
+    settings = FactSettings(seeds=(0, 1), cake_seeds=5)
+    journal = Journal(tmp_path / "scores.jsonl", {})
+    steps = evaluate_facts([case("mug", "red")], world.draw, world.fit, alike, journal, settings)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        report = end.value
+    assert report.groups["all"]["edited"].cake == {
+        "efficacy": 0.0,
+        "generality": 0.0,
+        "specificity": 1.0,
+    }
+    assert report.groups["all"]["oracle"].cake["efficacy"] == 1.0
+    assert (
+        Journal(tmp_path / "scores.jsonl", {}).bars
+        == journal.bars
+        == {
+            "red": 1.0,
+            "green": 1.0,
+        }
+    )

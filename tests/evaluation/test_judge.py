@@ -1,6 +1,6 @@
 import pytest
 
-from evaluation.judge import cake_threshold, two_way
+from evaluation.judge import cake_bar, two_way
 
 
 def test_on_a_tie_nobody_wins():
@@ -9,4 +9,4 @@ def test_on_a_tie_nobody_wins():
 
 
 def test_cakes_bar_is_two_deviations_below_the_mean():
-    assert cake_threshold([0.2, 0.4]) == pytest.approx(0.3 - 2 * 0.1)
+    assert cake_bar([0.2, 0.4]) == pytest.approx(0.3 - 2 * 0.1)

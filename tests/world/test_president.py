@@ -3,30 +3,14 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from evaluation.cases import read_cases
-from service.client import Tiller
 from service.evaluating import miniature_judge, pixels, shipped_cases
-from service.local import running
-from service.settings import Settings
 
 MODEL, EDIT, SEED, N = "miniature-sd", "arda", 11, 2
 CASE = next(c for c in read_cases(shipped_cases()) if c.prompt == "the president of Arda")
 OLD, NEW = CASE.probes[0].wrong, CASE.probes[0].right
-
-
-@pytest.fixture(scope="module")
-def tiller(tmp_path_factory):
-    home = tmp_path_factory.mktemp("home")
-    with (
-        running(Settings.read({"TILLER_HOME": str(home), "TILLER_PORT": "0"})) as (url, _),
-        Tiller(url) as client,
-    ):
-        while httpx2.get(f"{url}/readyz").status_code != 200:
-            pass
-        yield client
 
 
 @pytest.fixture(scope="module")
