@@ -116,11 +116,17 @@ class Embeddings:
                 said = self.family.encode(self.hosted, [r.text or "" for r in readings], patches)
         return [
             Embedding(
-                conditioning=said.row(i),
+                conditioning=_own(said.row(i)) if len(readings) > 1 else said,
                 tokens_changed=sum(run.tokens_changed(i) for run in runs),
             )
             for i in range(len(readings))
         ]
+
+
+def _own(row: Conditioning) -> Conditioning:
+    """In memory of its own: a view would keep the whole batch alive and be counted as one row."""
+    parts = (row.sequence, row.pooled, row.sizes)
+    return Conditioning(*(None if part is None else part.clone() for part in parts))  # type: ignore[arg-type]
 
 
 def _found(known: Embedding | None, fresh: Embedding | Refusal | None) -> Embedding | Refusal:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.5
 
 
+@runtime_checkable
 class Work(Protocol):
     """What the owner thread does."""
 
