@@ -371,15 +371,12 @@ def _deed(row: Row[Any], actor: str, action: str) -> Deed:
 
 def _as_edits(connection: Connection, rows: Sequence[Row[Any]]) -> list[Edit]:
     ids = [row.id for row in rows]
-    counts = dict(
-        connection.execute(
-            sa.select(versions.c.edit, sa.func.max(versions.c.number))
-            .where(versions.c.edit.in_(ids))
-            .group_by(versions.c.edit)
-        )
-        .tuples()
-        .all()
+    highest = (
+        sa.select(versions.c.edit, sa.func.max(versions.c.number).label("number"))
+        .where(versions.c.edit.in_(ids))
+        .group_by(versions.c.edit)
     )
+    counts = {row.edit: row.number for row in connection.execute(highest)}
     pointed: dict[int, list[Row[Any]]] = {}
     for alias in connection.execute(
         sa.select(aliases)

@@ -160,7 +160,10 @@ def _postgresql(address: URL) -> Engine:
         max_overflow=24,
         pool_timeout=_PATIENCE,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": 10, "options": f"-c lock_timeout={int(_PATIENCE)}s"},
+        connect_args={
+            "connect_timeout": 10,
+            "options": f"-c lock_timeout={round(1000 * _PATIENCE)}",
+        },
     )
 
 

@@ -1,0 +1,32 @@
+import json
+
+import pytest
+
+from service.registry import errors
+
+
+def test_a_preset_is_versioned_aliased_and_content_addressed(registry):
+    def put(body, name="cheerful"):
+        return registry.presets.put(
+            "acme", "steering", name, "lm", "f", body, actor="ann", report={"score": 0.7}
+        )
+
+    first = put({"strength": 4, "features": [1, 2]})
+    assert put({"features": [1, 2], "strength": 4}) == first  # the order of keys is no content
+    second = put({"features": [1], "strength": 4})
+    assert (first.number, second.number, second.kind) == (1, 2, "steering")
+    assert second.header == {"features": [1], "strength": 4}
+    assert json.loads(registry.edits.blob(second.digest)) == second.header
+    registry.names.move("acme", "cheerful", "live", 1, "ann")
+    assert registry.names.resolve("acme", "cheerful@live") == first
+    assert [e.name for e in registry.presets.list("acme", "steering").items] == ["cheerful"]
+    assert registry.presets.list("acme", "backpatch").items == ()
+    assert registry.edits.list("acme").items == ()
+
+
+def test_presets_and_edits_share_one_set_of_names(registry, add):
+    add("potus")
+    with pytest.raises(errors.KindDiffers):
+        registry.presets.put("acme", "steering", "potus", "lm", "f", {}, actor="ann")
+    with pytest.raises(errors.KindDiffers):
+        registry.presets.put("acme", "edit", "other", "lm", "f", {}, actor="ann")
