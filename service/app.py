@@ -4,6 +4,7 @@ from fastapi import FastAPI
 
 from service import problems
 from service.api import edits, images, jobs, keys, models, operations, variants
+from service.limits import Bounded
 from service.telemetry import Observed
 from service.workbench import Workbench
 
@@ -13,15 +14,11 @@ applied to your rows only. Unknown keys are refused. Every answer says what was 
 
 def build(workbench: Workbench) -> FastAPI:
     """The application over a workbench."""
-    app = FastAPI(
-        title="Tiller",
-        description=_ABOUT,
-        version="1",
-        max_body_size=workbench.settings.limits.body_bytes,
-    )
+    app = FastAPI(title="Tiller", description=_ABOUT, version="1")
     app.state.workbench = workbench
     for noun in (models, images, edits, variants, jobs, keys, operations):
         app.include_router(noun.router)
     problems.install(app)
+    app.add_middleware(Bounded, limit=workbench.settings.limits.body_bytes)
     app.add_middleware(Observed, telemetry=workbench.telemetry)
     return app

@@ -266,3 +266,10 @@ class PortTaken(Refusal):
             f"Cannot listen on {address}.",
             remedy="Another service may run there; choose another with --port.",
         )
+
+
+class ClientLeft(Refusal):
+    """The caller hung up; its rows are free again. Seen in logs only."""
+
+    def __init__(self) -> None:
+        super().__init__("The client left before the answer.", remedy="Wait for it next time.")

@@ -7,10 +7,43 @@ import warnings
 from collections.abc import Sequence
 
 from PIL import Image
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BadRequest, NotAnImage, TooMuch
+from service.errors import BadRequest, BodyTooLarge, NotAnImage, TooMuch
+from service.problems import answer
 from service.schema import EditUse, FactBody, ImageBody
 from service.settings import Limits
+
+
+class Bounded:
+    """ASGI: refuses a body beyond the limit, by its announced length or once it has grown there."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request whose body is bounded."""
+        read = 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.limit:
+                raise BodyTooLarge(self.limit)
+            return message
+
+        announced = Headers(scope=scope).get("content-length", "0") if _is_http(scope) else "0"
+        if announced.isdecimal() and int(announced) > self.limit:
+            await answer(Request(scope), BodyTooLarge(self.limit))(scope, receive, send)
+            return
+        await self.app(scope, bounded, send)
+
+
+def _is_http(scope: Scope) -> bool:
+    return scope["type"] == "http"
 
 
 def check_image(body: ImageBody, limits: Limits) -> None:

@@ -57,6 +57,7 @@ STATUS: dict[type[Refusal], int] = {
     # service
     of_service.BadRequest: 422,
     of_service.BodyTooLarge: 413,
+    of_service.ClientLeft: 499,
     of_service.Crashed: 500,
     of_service.HostLost: 503,
     of_service.KeyNeeded: 401,
@@ -181,10 +182,11 @@ def _path(parts: list[int | str] | tuple[int | str, ...]) -> str:
 
 
 def _of_http(error: HTTPException, request: Request) -> Refusal:
+    if isinstance(error.__cause__, Refusal):  # raised while the framework read the body
+        return error.__cause__
     known: dict[int, Refusal] = {
         404: of_service.NotFound(request.url.path),
         405: of_service.MethodNotAllowed(request.method, request.url.path),
-        413: of_service.BodyTooLarge(request.app.state.workbench.settings.limits.body_bytes),
     }
     if error.status_code in known:
         return known[error.status_code]

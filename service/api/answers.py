@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import BadRequest, UnknownKey
+from service.errors import BadRequest, ClientLeft, UnknownKey
 from service.openai import SSE_HEADERS, kept_alive
 from service.registry import records
 from service.workbench import Workbench
@@ -79,13 +79,13 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of the work, which is cancelled when the client leaves.
 
     Raises:
-        asyncio.CancelledError: The client left; nobody reads the answer.
+        ClientLeft: Nobody reads the answer; the log does.
     """
     task = asyncio.ensure_future(work)
     try:
         while not (await asyncio.wait({task}, timeout=0.1))[0]:
             if await request.is_disconnected():
-                raise asyncio.CancelledError
+                raise ClientLeft
         return task.result()
     finally:
         if not task.done():

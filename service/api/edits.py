@@ -3,9 +3,9 @@
 import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, Form, Header, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.answers import Bench, Page, generation_of, listed, no_query, reply
 from service.api.jobs import accepted, waited
@@ -30,6 +30,15 @@ class DeltaForm(BaseModel):
     format: Literal["safetensors", "peft", "diffusers"] = "safetensors"
 
 
+class ImportForm(BaseModel):
+    """The fields of `POST /v1/edits/import`."""
+
+    model_config = ConfigDict(extra="forbid")
+    file: UploadFile
+    name: Annotated[str, Field(pattern=NAME)]
+    model: Annotated[str, Field(max_length=200)]
+
+
 @router.post("", status_code=202, dependencies=EXACT)
 async def register_edit(
     request: Request, body: FactBody, bench: Bench, caller: Writer
@@ -45,25 +54,20 @@ async def register_edit(
 
 @router.post("/import", status_code=201, dependencies=EXACT)
 async def import_edit(
-    request: Request,
-    file: Annotated[UploadFile, File()],
-    name: Annotated[str, Form(pattern=NAME)],
-    model: Annotated[str, Form(max_length=200)],
-    bench: Bench,
-    caller: Writer,
+    request: Request, form: Annotated[ImportForm, Form()], bench: Bench, caller: Writer
 ) -> JSONResponse:
     """A delta file, or a PEFT adapter as zip, becomes a version after checks."""
-    data = await file.read()
+    data = await form.file.read()
     if len(data) > bench.settings.limits.import_bytes:
         raise TooMuch("file", len(data), bench.settings.limits.import_bytes)
-    host = bench.host(model)
+    host = bench.host(form.model)
     card = await host.card()
     delta, header = await host.adopt(data)
     version = await asyncio.to_thread(
         bench.registry.edits.register,
         caller.tenant,
-        name,
-        model,
+        form.name,
+        form.model,
         card["fingerprint"],
         delta,
         header=header,

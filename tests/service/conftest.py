@@ -51,9 +51,14 @@ def settings_for(tmp_path_factory, tiny_sd_folder):
     return make
 
 
+@pytest.fixture(scope="session")
+def serving():
+    """A function: (url, workbench) of a service that is ready, for the length of a block."""
+    return _serving
+
+
 @contextmanager
-def serving(settings):
-    """(url, workbench) of a service that is ready."""
+def _serving(settings):
     with running(settings) as (url, bench):
         with httpx2.Client(base_url=url) as http:
             for _ in range(600):
@@ -65,7 +70,7 @@ def serving(settings):
 
 @pytest.fixture(scope="session")
 def service(settings_for):
-    with serving(settings_for()) as running_service:
+    with _serving(settings_for()) as running_service:
         yield running_service
 
 
@@ -89,3 +94,28 @@ def http(url):
 def tiller(url):
     with Tiller(url) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def edit(url):
+    """The name of an edit with one version, fitted through REST."""
+    return _fitted(url, "king")["edit"]
+
+
+@pytest.fixture(scope="session")
+def fitted():
+    """A function: the result of a job that fits a small fact."""
+    return _fitted
+
+
+def _fitted(url, name, **changes):
+    asked = {
+        "model": MODEL,
+        "prompt": "the king of the sea",
+        "subject": "king",
+        "target": "a red boat",
+        "options": {"steps": 8, "rate": 0.3},
+        **changes,
+    }
+    with Tiller(url) as tiller:
+        return tiller.jobs.wait(tiller.edits.add(name, **asked)["id"])["result"]
