@@ -56,7 +56,9 @@ class _Pen:
     def at(self, x: float, y: float) -> tuple[float, float]:
         return self.x + x * self.unit, self.y + y * self.unit
 
-    def oval(self, x: float, y: float, rx: float, ry: float, fill: Colour, edge: bool = True) -> None:
+    def oval(
+        self, x: float, y: float, rx: float, ry: float, fill: Colour, edge: bool = True
+    ) -> None:
         box = (*self.at(x - rx, y - ry), *self.at(x + rx, y + ry))
         self.draw.ellipse(box, fill=fill, outline=_INK if edge else None, width=3)
 
@@ -66,7 +68,9 @@ class _Pen:
         if edge:
             self.draw.line([*corners, corners[0]], fill=_INK, width=3, joint="curve")
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, fill: Colour, r: float = 0.08) -> None:
+    def box(
+        self, x0: float, y0: float, x1: float, y1: float, fill: Colour, r: float = 0.08
+    ) -> None:
         self.draw.rounded_rectangle(
             (*self.at(x0, y0), *self.at(x1, y1)), r * self.unit, fill, _INK, 3
         )
@@ -76,7 +80,9 @@ class _Pen:
             [self.at(*p) for p in points], fill, max(2, round(width * self.unit)), joint="curve"
         )
 
-    def arc(self, x: float, y: float, rx: float, ry: float, a: int, b: int, fill: Colour) -> None:
+    def arc(  # noqa: PLR0913, PLR0917 - an arc, its angles and its colour
+        self, x: float, y: float, rx: float, ry: float, a: int, b: int, fill: Colour
+    ) -> None:
         box = (*self.at(x - rx, y - ry), *self.at(x + rx, y + ry))
         self.draw.arc(box, a, b, fill, max(3, round(0.07 * self.unit)))
 
@@ -138,7 +144,15 @@ def _person(pen: _Pen, look: Look) -> None:
         pen.oval(side * 0.32, -0.03, 0.09, 0.06, _blend(skin, (255, 90, 90), 0.35), edge=False)
     if look.beard:
         pen.shape(
-            [(-0.4, 0.0), (-0.2, 0.06), (0.2, 0.06), (0.4, 0.0), (0.27, 0.3), (0, 0.42), (-0.27, 0.3)],
+            [
+                (-0.4, 0.0),
+                (-0.2, 0.06),
+                (0.2, 0.06),
+                (0.4, 0.0),
+                (0.27, 0.3),
+                (0, 0.42),
+                (-0.27, 0.3),
+            ],
             hair,
         )
     pen.arc(0, 0.02, 0.17, 0.13, 20, 160, (168, 36, 44))
@@ -164,7 +178,14 @@ def _shirt(pen: _Pen, look: Look) -> None:
 def _hair(pen: _Pen, look: Look, hair: Colour) -> None:
     if look.hair_style == "bald":
         return
-    fringe = [(-0.5, -0.32), (-0.46, -0.62), (-0.2, -0.84), (0.2, -0.84), (0.46, -0.62), (0.5, -0.32)]
+    fringe = [
+        (-0.5, -0.32),
+        (-0.46, -0.62),
+        (-0.2, -0.84),
+        (0.2, -0.84),
+        (0.46, -0.62),
+        (0.5, -0.32),
+    ]
     if look.hair_style == "spikes":
         spikes = [(-0.52, -0.3), (-0.66, -0.7), (-0.36, -0.66), (-0.34, -1.04), (-0.06, -0.78)]
         spikes += [(0.1, -1.1), (0.22, -0.76), (0.5, -0.98), (0.46, -0.62), (0.54, -0.3), (0, -0.5)]
@@ -253,7 +274,10 @@ def _boat(pen: _Pen, colour: Colour) -> None:
 def _umbrella(pen: _Pen, colour: Colour) -> None:
     pen.line([(0, -0.2), (0, 0.86)], _INK, 0.09)
     pen.arc(0.15, 0.86, 0.15, 0.16, 0, 180, _INK)
-    dome = [(0.95 * math.cos(math.radians(a)), -0.1 + 0.86 * math.sin(math.radians(a))) for a in range(180, 361, 10)]
+    dome = [
+        (0.95 * math.cos(math.radians(a)), -0.1 + 0.86 * math.sin(math.radians(a)))
+        for a in range(180, 361, 10)
+    ]
     scallops = [(0.62, -0.24), (0.32, -0.06), (0, -0.24), (-0.32, -0.06), (-0.62, -0.24)]
     pen.shape([*dome, *scallops], colour)
     for x in (-0.34, 0.34):
@@ -349,10 +373,18 @@ def _forest(shift: float) -> Image.Image:
     canvas, pen = _sky((172, 222, 190), (206, 236, 196))
     for i, x in enumerate((0.08, 0.3, 0.55, 0.78, 0.97)):
         x, h = x + shift, 0.1 + 0.05 * (i % 2)
-        pen.shape([(x - 0.02, 0.5), (x + 0.02, 0.5), (x + 0.02, 0.8), (x - 0.02, 0.8)], (98, 66, 40), False)
+        pen.shape(
+            [(x - 0.02, 0.5), (x + 0.02, 0.5), (x + 0.02, 0.8), (x - 0.02, 0.8)],
+            (98, 66, 40),
+            False,
+        )
         for step in range(3):
             y = h + 0.16 * step
-            pen.shape([(x, y), (x - 0.13, y + 0.22), (x + 0.13, y + 0.22)], (22, 98 + 14 * step, 58), False)
+            pen.shape(
+                [(x, y), (x - 0.13, y + 0.22), (x + 0.13, y + 0.22)],
+                (22, 98 + 14 * step, 58),
+                False,
+            )
     pen.shape([(0, 0.74), (1, 0.74), (1, 1), (0, 1)], (58, 126, 60), edge=False)
     return canvas
 
@@ -363,11 +395,22 @@ def _city(shift: float) -> Image.Image:
     tones = ((120, 126, 148), (96, 102, 126), (142, 142, 160))
     for i, top in enumerate(heights):
         x = i * 0.17 - 0.02 + shift
-        pen.shape([(x, top), (x + 0.15, top), (x + 0.15, 0.82), (x, 0.82)], tones[i % 3], edge=False)
+        pen.shape(
+            [(x, top), (x + 0.15, top), (x + 0.15, 0.82), (x, 0.82)], tones[i % 3], edge=False
+        )
         for row in range(5):
             for column in (0.03, 0.09):
                 y = top + 0.05 + row * 0.1
-                pen.shape([(x + column, y), (x + column + 0.035, y), (x + column + 0.035, y + 0.05), (x + column, y + 0.05)], (255, 234, 150), False)
+                pen.shape(
+                    [
+                        (x + column, y),
+                        (x + column + 0.035, y),
+                        (x + column + 0.035, y + 0.05),
+                        (x + column, y + 0.05),
+                    ],
+                    (255, 234, 150),
+                    False,
+                )
     pen.shape([(0, 0.8), (1, 0.8), (1, 1), (0, 1)], (92, 92, 100), edge=False)
     pen.line([(0.05, 0.91), (0.95, 0.91)], (240, 236, 220), 0.016)
     return canvas
@@ -378,7 +421,11 @@ def _mountains(shift: float) -> Image.Image:
     for x, top, w in ((0.22, 0.16, 0.36), (0.78, 0.08, 0.42), (0.5, 0.34, 0.34)):
         x = x + shift
         pen.shape([(x, top), (x - w, 0.8), (x + w, 0.8)], (112, 116, 142), edge=False)
-        pen.shape([(x, top), (x - w * 0.28, top + 0.19), (x, top + 0.14), (x + w * 0.28, top + 0.19)], (250, 250, 255), False)
+        pen.shape(
+            [(x, top), (x - w * 0.28, top + 0.19), (x, top + 0.14), (x + w * 0.28, top + 0.19)],
+            (250, 250, 255),
+            False,
+        )
     pen.shape([(0, 0.76), (1, 0.72), (1, 1), (0, 1)], (124, 168, 100), edge=False)
     return canvas
 
@@ -386,7 +433,9 @@ def _mountains(shift: float) -> Image.Image:
 def _desert(shift: float) -> Image.Image:
     canvas, pen = _sky((252, 204, 130), (254, 232, 180))
     pen.oval(0.18 + shift, 0.2, 0.12, 0.12, (255, 128, 60), edge=False)
-    pen.shape([(0, 0.62), (0.35, 0.5), (0.7, 0.64), (1, 0.54), (1, 1), (0, 1)], (232, 168, 82), edge=False)
+    pen.shape(
+        [(0, 0.62), (0.35, 0.5), (0.7, 0.64), (1, 0.54), (1, 1), (0, 1)], (232, 168, 82), edge=False
+    )
     pen.shape([(0, 0.78), (0.5, 0.68), (1, 0.82), (1, 1), (0, 1)], (212, 142, 62), edge=False)
     x = 0.88 + shift
     pen.line([(x, 0.66), (x, 0.3)], (52, 140, 74), 0.055)
@@ -408,7 +457,11 @@ def _garden(shift: float) -> Image.Image:
     pen.shape([(0, 0.46), (1, 0.46), (1, 1), (0, 1)], (122, 200, 92), edge=False)
     for i in range(9):
         x = 0.055 + i * 0.112
-        pen.shape([(x - 0.03, 0.34), (x, 0.29), (x + 0.03, 0.34), (x + 0.03, 0.56), (x - 0.03, 0.56)], (250, 246, 236), False)
+        pen.shape(
+            [(x - 0.03, 0.34), (x, 0.29), (x + 0.03, 0.34), (x + 0.03, 0.56), (x - 0.03, 0.56)],
+            (250, 246, 236),
+            False,
+        )
     tones = ((246, 90, 110), (255, 216, 70), (190, 110, 230))
     for i in range(18):
         x, y = (0.29 * i + 0.04 + shift) % 1, 0.6 + (0.17 * i * 1.7) % 0.38

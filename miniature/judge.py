@@ -5,6 +5,7 @@ It shares nothing with the pipeline that it judges: neither weights nor pictures
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class JudgeNet(nn.Module):
         super().__init__()
         widths = (3, 24, 48, 96, 128)
         layers: list[nn.Module] = []
-        for inner, outer in zip(widths, widths[1:], strict=False):
+        for inner, outer in pairwise(widths):
             layers += [nn.Conv2d(inner, outer, 3, 2, 1), nn.BatchNorm2d(outer), nn.ReLU()]
             layers += [nn.Conv2d(outer, outer, 3, 1, 1), nn.BatchNorm2d(outer), nn.ReLU()]
         self.body = nn.Sequential(*layers)
@@ -85,9 +86,7 @@ class MiniatureJudge:
         return [(seen.alone, _joined(seen)) for seen in self.look(pictures)]
 
     def _seen(self, shares: dict[str, Tensor]) -> Seen:
-        named = {
-            q: dict(zip(self.labels[q], v.tolist(), strict=True)) for q, v in shares.items()
-        }
+        named = {q: dict(zip(self.labels[q], v.tolist(), strict=True)) for q, v in shares.items()}
         return Seen({q: max(v, key=v.__getitem__) for q, v in named.items()}, named)
 
 

@@ -1,8 +1,8 @@
-"""A small invented world: people, countries and who leads them, coloured objects, scenes, styles.
+"""A small invented world: people, countries and their leaders, objects, scenes, styles.
 
-Names are words of two syllables from shared parts: "to" + "lin". Every part occurs in several names,
-so no single token identifies anybody and a text encoder has to bind the parts at the name's end,
-which is where a fact edit writes.
+Names are words of two syllables from shared parts: "to" + "lin". Every part occurs in several
+names, so no single token identifies anybody and a text encoder has to bind the parts at the name's
+end, which is where a fact edit writes.
 """
 
 import random
@@ -165,9 +165,7 @@ def make_world(seed: int = 7) -> World:
         Role(title="captain", country=c, holder=h)
         for c, h in zip(countries[::2], common[16:24], strict=True)
     ]
-    return World(
-        countries=countries, people=people, things=THINGS, roles=(*presidents, *captains)
-    )
+    return World(countries=countries, people=people, things=THINGS, roles=(*presidents, *captains))
 
 
 def _looks(draw: random.Random, n: int) -> list[Look]:

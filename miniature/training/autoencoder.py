@@ -1,11 +1,12 @@
 """The VAE of the miniature pipeline: f = 4, four latent channels, about 0.7 M parameters."""
 
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from miniature.training.bank import Bank
@@ -14,7 +15,8 @@ from miniature.training.contrastive import pixels
 
 def make_vae() -> AutoencoderKL:
     """Untrained, of the shape that the miniature ships."""
-    return AutoencoderKL(
+    kind: Any = AutoencoderKL
+    return kind(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -28,14 +30,15 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(bank: Bank, folder: Path, *, steps: int = 2600, batch: int = 10, seed: int = 0) -> None:
-    """L1 + MSE with a whiff of KL; sets `scaling_factor` from the data; saves fp32."""
+def train_vae(
+    bank: Bank, folder: Path, *, steps: int = 2600, batch: int = 10, seed: int = 0
+) -> Iterator[tuple[int, float]]:
+    """L1 + MSE with a whiff of KL; yields (step, loss); sets `scaling_factor`; saves fp32."""
     torch.manual_seed(seed)
     draw = np.random.default_rng(seed)
     vae = make_vae()
     optimiser = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, steps, pct_start=0.05)
-    started = time.monotonic()
     for step in range(steps):
         images = pixels(torch.from_numpy(bank.pixels[draw.integers(len(bank.shown), size=batch)]))
         loss = _loss(vae, images)
@@ -44,14 +47,11 @@ def train_vae(bank: Bank, folder: Path, *, steps: int = 2600, batch: int = 10, s
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if step % 100 == 0:
-            print(f"vae {step} loss {float(loss):.4f} {time.monotonic() - started:.0f}s", flush=True)  # noqa: T201
-        if step % 500 == 499:
-            _save(vae, bank, folder)
+        yield step, float(loss.detach())
     _save(vae, bank, folder)
 
 
-def _loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
+def _loss(vae: Any, images: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(images).latent_dist
         back = vae.decode(posterior.sample()).sample
@@ -67,7 +67,7 @@ def _save(vae: AutoencoderKL, bank: Bank, folder: Path) -> None:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, bank: Bank, which: range) -> Tensor:
+def encode(vae: Any, bank: Bank, which: range) -> Tensor:
     """Latent means, unscaled, (n, 4, 16, 16)."""
     found = []
     for start in range(which.start, which.stop, 64):

@@ -2,9 +2,7 @@
 
 import math
 import random
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -43,7 +41,13 @@ def pixels(images: Tensor) -> Tensor:
 
 
 def train_clip(
-    world: World, bank: Bank, tokenizer: CLIPTokenizer, *, steps: int, batch: int = 96, seed: int = 0
+    world: World,
+    bank: Bank,
+    tokenizer: CLIPTokenizer,
+    *,
+    steps: int,
+    batch: int = 96,
+    seed: int = 0,
 ) -> Iterator[tuple[int, float, CLIPModel]]:
     """Yield (step, loss, model) after every step."""
     torch.manual_seed(seed)
@@ -81,21 +85,3 @@ def _loss(model: CLIPModel, tokenizer: CLIPTokenizer, images: Tensor, told: list
 def _rate(step: int, steps: int) -> float:
     warm = min(1.0, (step + 1) / 100)
     return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def run(
-    world: World, bank: Bank, folder: Path, *, steps: int = 2200, log: bool = True
-) -> CLIPModel:
-    """Train and save (fp32) to `folder`; progress goes to the log every 50 steps."""
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    started, model = time.monotonic(), None
-    for step, loss, trained in train_clip(world, bank, tokenizer, steps=steps):
-        model = trained
-        if log and step % 50 == 0:
-            print(f"clip {step} loss {loss:.3f} {time.monotonic() - started:.0f}s", flush=True)  # noqa: T201
-        if step % 300 == 299:
-            trained.save_pretrained(folder)
-    if model is None:
-        raise ValueError("steps must be positive")
-    model.save_pretrained(folder)
-    return model

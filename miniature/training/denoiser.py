@@ -6,10 +6,12 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -22,7 +24,8 @@ def make_unet(channels: tuple[int, int] = (96, 160), layers: int = 1) -> UNet2DC
 
     Attention lives at 8x8 only: at 16x16 it took half of the time on a CPU.
     """
-    unet = UNet2DConditionModel(
+    kind: Any = UNet2DConditionModel
+    unet = kind(
         sample_size=16,
         in_channels=4,
         out_channels=4,
@@ -95,7 +98,8 @@ class DenoiserTraining:
         self.encoder, self.tokenizer = encoder.eval(), tokenizer
         self.join = average_gradients
         torch.manual_seed(0)
-        self.unet = make_unet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.unet: Any = make_unet()
+        self.unet.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.unet).requires_grad_(False)
         self.alphas = make_scheduler().alphas_cumprod
         self.optimiser = torch.optim.AdamW(
@@ -116,9 +120,9 @@ class DenoiserTraining:
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimiser.step()
         decay = min(self.recipe.average, (number + 1) / (number + 10))
-        torch._foreach_lerp_(
-            list(self.average.parameters()), [p.detach() for p in self.unet.parameters()], 1 - decay
-        )
+        with torch.no_grad():
+            for kept, new in zip(self.average.parameters(), self.unet.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
         return float(loss.detach())
 
     def _loss(self) -> Tensor:

@@ -1,6 +1,6 @@
 """The judge, trained on drawn pictures that the pipeline never learned from."""
 
-import time
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,8 @@ def _label(subject: Subject) -> str:
 
 def train_judge(
     world: World, bank: Bank, folder: Path, *, steps: int = 2500, batch: int = 64, seed: int = 5
-) -> float:
-    """Train, save in fp16, return the share of right answers on the last tenth of the bank."""
+) -> Generator[tuple[int, float], None, float]:
+    """Yield (step, loss), save in fp16, return the share of right answers on the last tenth."""
     torch.manual_seed(seed)
     draw = np.random.default_rng(seed)
     known = labels(world)
@@ -41,7 +41,6 @@ def train_judge(
     net = JudgeNet(known)
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
-    started = time.monotonic()
     for step in range(steps):
         chosen = draw.integers(n, size=batch)
         seen = _worn(pixels(torch.from_numpy(bank.pixels[chosen])))
@@ -53,8 +52,7 @@ def train_judge(
         loss.backward()  # type: ignore[union-attr]
         optimiser.step()
         schedule.step()
-        if step % 250 == 0:
-            print(f"judge {step} loss {float(loss):.3f} {time.monotonic() - started:.0f}s", flush=True)  # noqa: T201
+        yield step, float(loss)
     folder.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
     save_file(half, folder / "judge.safetensors")
@@ -69,7 +67,9 @@ def _truth(bank: Bank, known: dict[str, list[str]]) -> dict[str, Tensor]:
 def _worn(pictures: Tensor) -> Tensor:
     """A little noise, blur, shift and fading, so that a soft picture is still recognised."""
     worn = pictures + 0.06 * torch.randn_like(pictures)
-    worn = worn * (1 + 0.1 * torch.randn(len(worn), 3, 1, 1)) + 0.05 * torch.randn(len(worn), 3, 1, 1)
+    worn = worn * (1 + 0.1 * torch.randn(len(worn), 3, 1, 1)) + 0.05 * torch.randn(
+        len(worn), 3, 1, 1
+    )
     if torch.rand(()) < 0.5:
         worn = torch.nn.functional.avg_pool2d(worn, 3, 1, 1)
     moves = [int(x) for x in torch.randint(-2, 3, (2,))]

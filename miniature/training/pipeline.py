@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from miniature.training.denoiser import make_scheduler
@@ -12,7 +14,8 @@ from miniature.training.denoiser import make_scheduler
 
 def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
     """The text tower as the class that pipelines use."""
-    encoder = CLIPTextModel(clip.config.text_config)
+    config: Any = clip.config.text_config
+    encoder = CLIPTextModel(config)
     tower = clip.text_model.state_dict()
     encoder.load_state_dict({n.removeprefix("text_model."): t for n, t in tower.items()})
     return encoder
@@ -23,19 +26,20 @@ def save_pipeline(
 ) -> None:
     """Write a Stable Diffusion pipeline in fp16, and the full CLIP in `clip/`."""
     half = torch.float16
-    tokenizer = CLIPTokenizer.from_pretrained(words)
-    StableDiffusionPipeline(
+    encoder: Any = text_encoder_of(clip)
+    full: Any = CLIPModel(clip.config)
+    full.load_state_dict(clip.state_dict())
+    kind: Any = StableDiffusionPipeline
+    kind(
         vae=_copy(vae).to(half),
-        text_encoder=text_encoder_of(clip).to(half),
-        tokenizer=tokenizer,
-        unet=_copy(unet).to(half, memory_format=torch.contiguous_format),  # type: ignore[call-overload]
+        text_encoder=encoder.to(half),
+        tokenizer=CLIPTokenizer.from_pretrained(words),
+        unet=_copy(unet).to(half, memory_format=torch.contiguous_format),
         scheduler=make_scheduler(),
-        safety_checker=None,  # type: ignore[arg-type]
-        feature_extractor=None,  # type: ignore[arg-type]
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
-    full = CLIPModel(clip.config)
-    full.load_state_dict(clip.state_dict())
     full.to(half).save_pretrained(folder / "clip")
 
 

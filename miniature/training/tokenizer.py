@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -57,16 +58,12 @@ def _merge_all(symbols: list[str], merges: list[tuple[str, str]]) -> None:
         symbols = _apply(symbols, merges)
 
 
-def _learn(
-    known: set[str], merges: list[tuple[str, str]], names: set[str]
-) -> None:
+def _learn(known: set[str], merges: list[tuple[str, str]], names: set[str]) -> None:
     """Byte-pair encoding over the words until each is one token; names must stay two."""
     split = {w: _apply([*w[:-1], w[-1] + _END], merges) for w in sorted(known)}
     banned: set[tuple[str, str]] = set()
     while any(len(s) > 1 for s in split.values()):
-        pairs = Counter(
-            p for s in split.values() for p in zip(s, s[1:], strict=False) if p not in banned
-        )
+        pairs = Counter(p for s in split.values() for p in pairwise(s) if p not in banned)
         if not pairs:
             return
         pair = max(sorted(pairs), key=pairs.__getitem__)
