@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from models.errors import BadSize, UnknownSampler, WrongBase
+from models.errors import BadSize, NotSafetensors, UnknownSampler, WrongBase
 from models.family import Conditioning, LoadOptions, TextToImage
 from models.fingerprint import canonical, fingerprint, joined
 from models.hosted import HostedModel
@@ -58,8 +58,12 @@ class ClipPipeline(TextToImage):
         """Host the pipeline of the folder.
 
         Raises:
+            NotSafetensors: A part has pickled weights only.
             WrongBase: The full CLIP beside it has another text tower.
         """
+        for part in (*self.towers, "unet", "vae"):
+            if not any((folder / part).glob("*.safetensors")):
+                raise NotSafetensors(str(folder / part))
         pipeline = self.pipeline.from_pretrained(
             folder, dtype=options.dtype, use_safetensors=True, **self.left_out()
         )

@@ -73,9 +73,12 @@ def _defaults(folder: Path) -> dict[str, object]:
 def _folder(where: str | Path) -> Path:
     if Path(where).is_dir():
         return Path(where)
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(str(where), allow_patterns=patterns))
+        found = Path(snapshot_download(str(where), allow_patterns=["*.json", "*.txt", "*.model"]))
+        # Beside a pipeline's parts lie the same weights in one file and in other precisions.
+        parts = "*/*.safetensors" if (found / "model_index.json").exists() else "*.safetensors"
+        others = ["*.fp16.*", "*.non_ema.*"]
+        return Path(snapshot_download(str(where), allow_patterns=parts, ignore_patterns=others))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelNotFound(str(where)) from error
 

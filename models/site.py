@@ -12,6 +12,7 @@ from typing import Literal
 from models.errors import BadSite
 
 _STREAM = re.compile(r"(?P<tower>[a-z]+(?:_\d)?)\.(?:embedding|block\.(?P<block>0|[1-9]\d*))")
+_ALMOST_STREAM = re.compile(r"\w+\.(?:embedding|block\.\w+)")
 _LINEAR = re.compile(r"[a-z_]\w*(?:\.\w+)+")
 
 
@@ -38,7 +39,7 @@ class Site:
         if found:
             block = found["block"]
             return cls(text, "stream", found["tower"], None if block is None else int(block))
-        if _LINEAR.fullmatch(text):
+        if _LINEAR.fullmatch(text) and not _ALMOST_STREAM.fullmatch(text):
             return cls(text, "linear", text.partition(".")[0])
         raise BadSite(text)
 

@@ -19,6 +19,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 _WORDS = (
     *("a", "an", "the", "of", "in", "on", "with", "and", "photo", "picture", "painting"),
     *("president", "leader", "king", "capital", "country", "arda", "borea", "cedria"),
+    ".,",  # two signs that share a token: a subject may end between them
     *("house", "cat", "dog", "horse", "tree", "red", "blue", "green", "yellow", "man", "woman"),
 )
 _SYMBOLS = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
