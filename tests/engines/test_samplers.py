@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from engines import samplers
+from engines.errors import BadRow
+from models.clip_pipelines import SAMPLERS
+from models.errors import UnknownSampler
+
+SHAPE = (4, 8, 8)
+
+
+def begin(hosted, sampler="ddim", steps=5, seed=0):
+    return samplers.begin(hosted.family, hosted, sampler, steps, seed)
+
+
+def walked(sampling, said, start):
+    latents = start
+    while not sampling.over:
+        latents = sampling.step(said, latents)
+    return latents
+
+
+@pytest.mark.parametrize("sampler", [None, *SAMPLERS])
+def test_rows_of_one_sampler_share_nothing(tiny_sd, sampler):
+    torch.manual_seed(0)
+    said, start = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
+    alone = walked(begin(tiny_sd, sampler), said, start)
+    ours, other = begin(tiny_sd, sampler), begin(tiny_sd, sampler, steps=9, seed=1)
+    latents, foreign = start, -start
+    while not ours.over:
+        latents, foreign = ours.step(said, latents), other.step(-said, foreign)
+    assert torch.equal(latents, alone)
+
+
+def test_noise_is_drawn_in_float32_from_the_rows_own_seed(tiny_sd):
+    want = torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(7))
+    found = begin(tiny_sd, seed=7).noise(SHAPE, torch.bfloat16, torch.device("cpu"))
+    assert torch.equal(found, want.to(torch.bfloat16))
+
+
+def test_a_sampler_that_scales_its_noise_is_heeded(tiny_sd):
+    plain = begin(tiny_sd).noise(SHAPE, torch.float32, torch.device("cpu"))
+    scaled = begin(tiny_sd, "euler").noise(SHAPE, torch.float32, torch.device("cpu"))
+    assert scaled.std() > 5 * plain.std()
+
+
+def test_a_stochastic_sampler_draws_from_the_row(tiny_sd):
+    said, start = torch.ones(1, *SHAPE), torch.zeros(1, *SHAPE)
+    drawn = [walked(begin(tiny_sd, "lcm", seed=s), said, start) for s in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": 1001}, "steps"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"sampler": "lcm", "steps": 51}, "steps"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(tiny_sd, changes, param):
+    with pytest.raises(BadRow) as refused:
+        begin(tiny_sd, **changes)
+    assert refused.value.param == param and refused.value.remedy
+
+
+def test_an_unknown_sampler_is_refused(tiny_sd):
+    with pytest.raises(UnknownSampler):
+        begin(tiny_sd, "no such sampler")
