@@ -12,13 +12,18 @@ _ABOUT = """Hosts models and changes them per request: edits with names, version
 applied to your rows only. Unknown keys are refused. Every answer says what was applied."""
 
 
-def build(workbench: Workbench) -> FastAPI:
-    """The application over a workbench."""
+def build(workbench: Workbench, *, tells_ids: bool = True) -> FastAPI:
+    """The application over a workbench.
+
+    Args:
+        workbench: What its routes may touch.
+        tells_ids: Whether X-Request-Id is added here, or by the server around the application.
+    """
     app = FastAPI(title="Tiller", description=_ABOUT, version="1")
     app.state.workbench = workbench
     for noun in (models, images, edits, variants, jobs, keys, operations):
         app.include_router(noun.router)
     problems.install(app)
     app.add_middleware(Bounded, limit=workbench.settings.limits.body_bytes)
-    app.add_middleware(Observed, telemetry=workbench.telemetry)
+    app.add_middleware(Observed, telemetry=workbench.telemetry, tells_ids=tells_ids)
     return app

@@ -4,7 +4,6 @@
 """
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -102,6 +101,7 @@ def serve(
 ) -> None:
     """Serve the configured models, or the embedded miniature."""
     from service.settings import Settings
+    from service.signals import stop_on_signals
 
     environment = dict(os.environ)
     if port is not None:
@@ -110,8 +110,7 @@ def serve(
         environment["TILLER_HOST"] = host
     settings = Settings.read(environment, config)
     stop = threading.Event()
-    for asked in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(asked, lambda *_: stop.set())
+    stop_on_signals(stop)
     if local:
         from service.local import serve as run
     else:

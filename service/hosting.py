@@ -181,7 +181,13 @@ class ImageHost:
         self, fact: Any, method: Any, others: list[joint.Named]
     ) -> Generator[Progress, None, tuple[Delta, bool]]:
         delta = yield from method.fit(self.hosted, fact, self.moments, self._corpus())
-        measured = yield from report.measure(self.hosted, fact, delta, others=others)
+        measured = yield from report.measure(
+            self.hosted,
+            fact,
+            delta,
+            others=others,
+            thresholds=report.Thresholds(**self.settings.thresholds.model_dump()),
+        )
         return delta.with_header(report=measured.as_dict()), measured.passed
 
     def _live(self, tenant: str, name: str) -> list[joint.Named]:

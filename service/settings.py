@@ -124,7 +124,9 @@ class Thresholds(Section):
     """What a fitted edit's report must reach; below it the version is marked failed_checks."""
 
     efficacy: Annotated[float, Ge(0), Le(1)] = 0.5
+    moved: Annotated[float, Le(1)] = 0.5
     generality: Annotated[float, Ge(0), Le(1)] = 0.7
+    reach: Annotated[float, Le(1)] = 0.5
     specificity: Annotated[float, Ge(0), Le(1)] = 0.95
     leak: Annotated[float, Ge(0)] = 0.15
 

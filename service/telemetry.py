@@ -64,8 +64,8 @@ class Telemetry:
 class Observed:
     """ASGI: gives each request an id, counts it, logs a line, turns a crash into an answer."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
-        self.app, self.telemetry = app, telemetry
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, *, tells_ids: bool) -> None:
+        self.app, self.telemetry, self.tells_ids = app, telemetry, tells_ids
         self.log = structlog.get_logger("tiller.request")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,7 +82,8 @@ class Observed:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = scope["state"]["request_id"]
+                if self.tells_ids:
+                    headers["X-Request-Id"] = scope["state"]["request_id"]
                 for key, value in scope["tiller.headers"].items():
                     headers.setdefault(key, value)
             await send(message)

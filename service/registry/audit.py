@@ -52,7 +52,7 @@ def record(connection: Connection, at: float, deed: Deed) -> int:
         "subject": deed.subject,
         "detail": canonical(deed.detail),
     }
-    connection.execute(audit.insert().values(**row, digest=sealed(before, row)))
+    connection.execute(audit.insert(), {**row, "digest": sealed(before, row)})
     return seq
 
 

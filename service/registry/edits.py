@@ -159,22 +159,21 @@ class Edits:
         if number > self.limits.versions:
             raise RegistryFull(f"versions of {new.name}", self.limits.versions)
         _keep_blob(connection, new, at)
-        connection.execute(
-            versions.insert().values(
-                edit=edit,
-                number=number,
-                digest=new.digest,
-                model=new.model,
-                fingerprint=new.fingerprint,
-                header=new.header,
-                report=new.report,
-                checks=new.checks,
-                parent=new.parent,
-                job=new.job,
-                created_at=at,
-                created_by=new.actor,
-            )
-        )
+        row = {
+            "edit": edit,
+            "number": number,
+            "digest": new.digest,
+            "model": new.model,
+            "fingerprint": new.fingerprint,
+            "header": new.header,
+            "report": new.report,
+            "checks": new.checks,
+            "parent": new.parent,
+            "job": new.job,
+            "created_at": at,
+            "created_by": new.actor,
+        }
+        connection.execute(versions.insert(), row)
         detail = {"digest": new.digest, "kind": new.kind, "model": new.model, "status": new.checks}
         deed = Deed(
             tenant=new.tenant,
@@ -184,10 +183,11 @@ class Edits:
             detail=detail,
         )
         record(connection, at, deed)
-        row = connection.execute(
-            version_query().where(versions.c.edit == edit, versions.c.number == number)
-        ).one()
-        return as_version(row)
+        return as_version(
+            connection.execute(
+                version_query().where(versions.c.edit == edit, versions.c.number == number)
+            ).one()
+        )
 
     def _edit(self, connection: Connection, new: Newcomer, at: float) -> int:
         row = connection.execute(
@@ -354,9 +354,10 @@ def _already(connection: Connection, new: Newcomer) -> Version | None:
 
 
 def _keep_blob(connection: Connection, new: Newcomer, at: float) -> None:
-    again = blobs.update().where(blobs.c.digest == new.digest).values(swept_at=None)
-    if connection.execute(again).rowcount == 0:
-        connection.execute(blobs.insert().values(digest=new.digest, size=new.size, created_at=at))
+    again = blobs.update().where(blobs.c.digest == new.digest)
+    if connection.execute(again, {"swept_at": None}).rowcount == 0:
+        row = {"digest": new.digest, "size": new.size, "created_at": at}
+        connection.execute(blobs.insert(), row)
 
 
 def _deed(row: Row[Any], actor: str, action: str) -> Deed:

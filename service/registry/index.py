@@ -6,6 +6,7 @@ true when it is written. `reading()` sees one moment. `working()` is for rows th
 lock (jobs): exclusive on SQLite, ordinary on PostgreSQL.
 """
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ from service.registry.errors import BadStore, IndexUnavailable
 
 _PATIENCE = 20.0
 """Seconds that a writer waits for the others."""
+
+_ASK_SECONDS = 0.004
+"""How often a writer that has just come asks SQLite whether it is its turn."""
+
+_LONG_SECONDS = 0.02
+"""After so long it asks twice as often, after twice that three times, and so on."""
 
 _ADVISORY = 0x7111E5
 """The lock's number in PostgreSQL; other programs in the same database must not use it."""
@@ -76,7 +83,7 @@ class Index:
             return
         # SQLite's waiters poll; threads of one process take turns instead.
         with self._held_turn(), _translated(), self.engine.connect() as connection:
-            connection.execution_options(tiller_begin="BEGIN IMMEDIATE")
+            connection.execution_options(tiller_exclusive=True)
             with connection.begin():
                 yield connection
 
@@ -149,8 +156,39 @@ def _prepare(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    how = connection.get_execution_options().get("tiller_begin", "BEGIN")
-    connection.exec_driver_sql(how)
+    if connection.get_execution_options().get("tiller_exclusive"):
+        _begin_exclusively(connection)
+    else:
+        connection.exec_driver_sql("BEGIN")
+
+
+def _begin_exclusively(connection: Connection) -> None:
+    """BEGIN IMMEDIATE; who has waited longer asks more often.
+
+    SQLite's own waiting asks less and less often, at last every 0.1 s: a writer that waits long is
+    overtaken again and again by those that have just come.
+    """
+    began = time.monotonic()
+    sqlite: Any = connection.connection.driver_connection
+    sqlite.execute("PRAGMA busy_timeout=0")
+    try:
+        while not _got_turn(sqlite):
+            waited = time.monotonic() - began
+            if waited > _PATIENCE:
+                raise IndexUnavailable("other processes keep writing")
+            time.sleep(_ASK_SECONDS / (1 + waited / _LONG_SECONDS))
+    finally:
+        sqlite.execute(f"PRAGMA busy_timeout={round(1000 * _PATIENCE)}")
+
+
+def _got_turn(sqlite: sqlite3.Connection) -> bool:
+    try:
+        sqlite.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the low byte: any kind of busy
+            raise IndexUnavailable(str(error)) from error
+        return False
+    return True
 
 
 def _postgresql(address: URL) -> Engine:
