@@ -1,4 +1,4 @@
-"""One suite, two databases: SQLite in a temporary folder and a PostgreSQL that is really started."""
+"""One suite, two databases: SQLite in a temporary folder, and a PostgreSQL that is started."""
 
 import itertools
 import os
