@@ -38,17 +38,22 @@ class Conditioning:
 
     def row(self, i: int) -> "Conditioning":
         """One row, still with its batch axis."""
+        _, pooled, sizes = self._parts()
         cut = slice(i, i + 1)
-        return Conditioning(*(None if t is None else t[cut] for t in self._parts()))  # type: ignore[arg-type]
+        return Conditioning(
+            self.sequence[cut],
+            None if pooled is None else pooled[cut],
+            None if sizes is None else sizes[cut],
+        )
 
     @staticmethod
     def stack(rows: "Sequence[Conditioning]") -> "Conditioning":
-        """Rows side by side; all must come from one family."""
-        columns = zip(*(r._parts() for r in rows), strict=True)
-        joined = [
-            None if c[0] is None else torch.cat([t for t in c if t is not None]) for c in columns
-        ]
-        return Conditioning(*joined)  # type: ignore[arg-type]
+        """Rows side by side; ValueError unless all come from one family."""
+        return Conditioning(
+            torch.cat([row.sequence for row in rows]),
+            _stacked([row.pooled for row in rows]),
+            _stacked([row.sizes for row in rows]),
+        )
 
     @property
     def nbytes(self) -> int:
@@ -57,6 +62,13 @@ class Conditioning:
 
     def _parts(self) -> tuple[Tensor | None, ...]:
         return self.sequence, self.pooled, self.sizes
+
+
+def _stacked(parts: "Sequence[Tensor | None]") -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    if there and len(there) < len(parts):
+        raise ValueError("Rows of different layouts cannot share a batch.")
+    return torch.cat(there) if there else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from models.errors import UnknownSite
+from models.loading import load
 from models.patch import LowRank, Patch, Shift
 
 
@@ -95,8 +96,6 @@ def test_a_plan_made_under_inference_mode_can_be_used_in_a_fit(tiny_sd):
 
 
 def test_a_closed_model_has_no_hooks_left(tiny_sd_folder):
-    from models.loading import load
-
     hosted = load("short-lived", tiny_sd_folder)
     encoder = hosted.modules["text_encoder"]
     assert any(module._forward_hooks for module in encoder.modules())
@@ -104,3 +103,13 @@ def test_a_closed_model_has_no_hooks_left(tiny_sd_folder):
     assert not any(
         module._forward_hooks or module._forward_pre_hooks for module in encoder.modules()
     )
+
+
+def test_a_tally_shows_every_run_of_this_model_inside_its_block(tiny_sd, tiny_sdxl):
+    patch = Patch((Shift(site="text.block.0", vector=torch.ones(32), positions=(1, 2)),))
+    with tiny_sd.tallied() as runs:
+        tiny_sd.family.encode(tiny_sd, ["a red cat", "a"], [Patch(), patch])
+        tiny_sdxl.family.encode(tiny_sdxl, ["a red cat"], [patch])
+    assert [run.tokens_changed(1) for run in runs] == [2]
+    tiny_sd.family.encode(tiny_sd, ["a"], [patch])
+    assert len(runs) == 1

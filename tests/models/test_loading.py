@@ -43,8 +43,7 @@ def test_one_pickled_part_among_safetensors_is_not_read_either(tmp_path, tiny_sd
         load("half", folder)
 
 
-def test_what_is_neither_a_folder_nor_a_hub_id_is_not_found(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_what_is_neither_a_folder_nor_a_hub_id_is_not_found(tmp_path):
     with pytest.raises(ModelNotFound):
         load("nowhere", tmp_path / "nowhere")
 
