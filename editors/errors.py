@@ -7,7 +7,9 @@ class EmptyTarget(Refusal):
     """The fact says nothing new."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(problem, remedy="Name a target that differs from the prompt.", param="target")
+        super().__init__(
+            problem, remedy="Name a target that differs from the prompt.", param="target"
+        )
 
 
 class SubjectCut(Refusal):

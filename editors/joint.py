@@ -91,11 +91,13 @@ def _solve(site: str, entries: Sequence[tuple[Named, Factors]]) -> Composition:
     vif, strain = _measure(keys, solved, values, names, owner)
     left, right = joint(keys, solved, values)
     return Composition(
-        patch=Patch((LowRank(site=site, left=left.float(), right=right.float()),)), vif=vif, strain=strain
+        patch=Patch((LowRank(site=site, left=left.float(), right=right.float()),)),
+        vif=vif,
+        strain=strain,
     )
 
 
-def _measure(  # noqa: PLR0913 - the solve's whole situation
+def _measure(
     keys: Float[Tensor, "m inner"],
     solved: Float[Tensor, "m inner"],
     values: Float[Tensor, "m out"],
@@ -114,7 +116,9 @@ def _measure(  # noqa: PLR0913 - the solve's whole situation
     vif = float((inverse.diagonal() / alone.diagonal().clamp_min(1e-300)).max())
     strain = float(_energy(values, inverse) / _energy(values, alone).clamp_min(1e-300))
     if vif > REFUSE_VIF or strain > REFUSE_STRAIN or not vif > 0:
-        raise EditsConflict(pair, f"key overlap {float(rho[i, j]):.3f}, VIF {vif:.0f}, strain {strain:.0f}")
+        raise EditsConflict(
+            pair, f"key overlap {float(rho[i, j]):.3f}, VIF {vif:.0f}, strain {strain:.0f}"
+        )
     return vif, strain
 
 

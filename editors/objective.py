@@ -14,7 +14,10 @@ Similarity = Literal["l2", "cosine"]
 
 
 def similarities(
-    embedded: Float[Tensor, "p d"], targets: Float[Tensor, "... t d"], kind: Similarity, scale: float
+    embedded: Float[Tensor, "p d"],
+    targets: Float[Tensor, "... t d"],
+    kind: Similarity,
+    scale: float,
 ) -> Float[Tensor, "p t"]:
     """s_ij between prompt i and target j; targets are (t, d) or (p, t, d)."""
     if kind == "cosine":

@@ -38,9 +38,7 @@ def factor(moment: Float[Tensor, "inner inner"]) -> Factor:
     raise BadMoment("The second moment of the keys is singular even with a ridge of 1e-4.")
 
 
-def solve_keys(
-    keys: Float[Tensor, "m inner"], moment: Factor
-) -> Float[Tensor, "m inner"]:
+def solve_keys(keys: Float[Tensor, "m inner"], moment: Factor) -> Float[Tensor, "m inner"]:
     """C^-1 k for every key, in float64."""
     return torch.cholesky_solve(keys.double().mT, moment.lower).mT
 

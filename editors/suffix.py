@@ -73,7 +73,9 @@ class Suffix:
         self.rows = torch.arange(len(clean.at))[:, None].expand_as(self.places)
         reach = torch.arange(clean.tokens.ids.shape[1])
         self.mask: Bool[Tensor, "rows 1 k n"] = (reach <= self.places[..., None])[:, None]
-        self.known = [self._keys_and_values(b, e) for b, e in zip(self.blocks, clean.entering, strict=True)]
+        self.known = [
+            self._keys_and_values(b, e) for b, e in zip(self.blocks, clean.entering, strict=True)
+        ]
 
     @torch.no_grad()
     def _keys_and_values(self, block: nn.Module, entering: Tensor) -> tuple[Tensor, Tensor]:

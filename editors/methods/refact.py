@@ -22,8 +22,8 @@ from editors.delta import Delta, Factors
 from editors.errors import (
     AlreadyTrue,
     BadImage,
-    NoPull,
     NoProjection,
+    NoPull,
     NotFinite,
     SubjectCut,
     SubjectMerges,
@@ -51,7 +51,9 @@ class Refact(Method):
     mode: Literal["corrected", "reference"] = "corrected"
     block: Annotated[int, Ge(0)] | None = None
     """The edited block, from 0; default: the model's own, else by the tower's depth (12: 7)."""
-    objective: Literal["contrastive_text", "direct_text", "contrastive", "direct"] = "contrastive_text"
+    objective: Literal["contrastive_text", "direct_text", "contrastive", "direct"] = (
+        "contrastive_text"
+    )
     similarity: Similarity = "l2"
     keys: Literal["mean", "prompt", "each"] = "mean"
     """Where the value is written: at the mean key, the bare prompt's, or every distinct one."""
@@ -80,7 +82,7 @@ class Refact(Method):
 
         Raises:
             MethodNotApplicable, UnreadableLayer, NoProjection: The model cannot take this edit.
-            SubjectMissing, SubjectCut, SubjectMerges, BadImage: The request is to blame.
+            SubjectNotFound, SubjectCut, SubjectMerges, BadImage: The request is to blame.
             AlreadyTrue, NoPull, NotFinite, BadMoment: The fit found that there is no edit.
         """
         reason = hosted.family.applies.get(self.kind, "the family does not name it")
@@ -107,7 +109,9 @@ class _Fit:
         self.settings, self.hosted, self.tower, self.fact = settings, hosted, tower, fact
         self.block = default_block(hosted, tower) if settings.block is None else settings.block
         if self.block not in tower.reachable:
-            raise UnreadableLayer(self.block, f"{tower.reachable.start}..{tower.reachable.stop - 1}")
+            raise UnreadableLayer(
+                self.block, f"{tower.reachable.start}..{tower.reachable.stop - 1}"
+            )
         if settings.space == "projected" and tower.projection is None:
             raise NoProjection(hosted.name)
         self.book = book
@@ -156,14 +160,19 @@ class _Fit:
             raise BadImage(f"{self.hosted.name} has no vision tower for image targets.")
         if not self.fact.target_images:
             raise BadImage("An image objective needs `target_images`.")
-        seen = torch.stack([_pixels(data, clip.config.vision_config.image_size) for data in self.fact.target_images])
+        seen = torch.stack(
+            [
+                _pixels(data, clip.config.vision_config.image_size)
+                for data in self.fact.target_images
+            ]
+        )
         with torch.no_grad():
             pooled = clip.vision_model(seen.to(clip.dtype)).pooler_output
             images = clip.visual_projection(pooled).float()
         away = embed_clean(self.hosted, self.tower, [self.fact.prompt])
         return torch.cat([images.mean(0, keepdim=True), away])
 
-    def _descend(  # noqa: PLR0913 - the loop's whole situation
+    def _descend(
         self,
         suffix: Suffix,
         offset: Float[Tensor, "p d"],
@@ -186,7 +195,10 @@ class _Fit:
             if not math.isfinite(curve[-1]):
                 raise NotFinite("The loss")
             yield Progress(
-                stage="fit", done=step + 1, total=s.steps, values={"loss": curve[-1], "belief": said}
+                stage="fit",
+                done=step + 1,
+                total=s.steps,
+                values={"loss": curve[-1], "belief": said},
             )
             if step == 0 and said > s.stop:
                 raise AlreadyTrue(self.fact.prompt, self.fact.target, said)
@@ -204,7 +216,7 @@ class _Fit:
             raise NoPull(float(found.norm() / start.norm()))
         return found, {"loss": curve, "belief": said, "evaluations": len(curve), "clamped": clamped}
 
-    def _write(  # noqa: PLR0913 - the closed form's whole situation
+    def _write(
         self,
         clean: Clean,
         owner: Tensor,
@@ -259,7 +271,9 @@ def contexts(tower: TextTower, phrasing: Phrasing, book: Phrasebook) -> list[Phr
         except SubjectMerges:
             continue
         except SubjectCut:
-            raise SubjectCut(filled.prompt, tower.count(filled.prompt) - 2, tower.max_length - 2) from None
+            raise SubjectCut(
+                filled.prompt, tower.count(filled.prompt) - 2, tower.max_length - 2
+            ) from None
         if filled.prompt not in {p.prompt for p in found}:
             found.append(filled)
     return found
@@ -282,7 +296,7 @@ def _pixels(data: bytes, side: int) -> Float[Tensor, "3 side side"]:
         square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as broken:
         raise BadImage(f"An image target cannot be decoded: {type(broken).__name__}.") from broken
-    import numpy as np  # noqa: PLC0415 - one conversion
+    import numpy as np
 
     return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
@@ -297,12 +311,17 @@ def _about(moment: Moment) -> dict[str, Any]:
     }
 
 
-def _header(  # noqa: PLR0913 - one header's whole content
-    s: Refact, hosted: HostedModel, fact: Fact, book: Phrasebook, fits: dict[str, Any], sites: list[str]
+def _header(
+    s: Refact,
+    hosted: HostedModel,
+    fact: Fact,
+    book: Phrasebook,
+    fits: dict[str, Any],
+    sites: list[str],
 ) -> dict[str, Any]:
     said = asdict(fact)
     images = said.pop("target_images")
-    import hashlib  # noqa: PLC0415 - one digest
+    import hashlib
 
     return {
         "method": s.kind,
