@@ -1,5 +1,6 @@
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_rounds_go_on_between_the_items_of_a_generator(start):
 
     _, _, over = drained(start(rounds), work())
     assert over.wait(10)
-    assert all(later < earlier for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(seen))
 
 
 def test_a_generator_that_breaks_is_reported_and_the_thread_lives_on(start):

@@ -42,6 +42,13 @@ def test_replacing_an_entry_counts_its_bytes_once():
     assert (kept.get("a"), kept.used) == ("AA", 6)
 
 
+def test_clearing_forgets_everything():
+    kept = Kept[str](10)
+    kept.put("a", "A", 4)
+    kept.clear()
+    assert (kept.get("a"), kept.used, len(kept)) == (None, 0, 0)
+
+
 def test_a_blob_is_fetched_once_and_read_once():
     fetched, data = [], b"some content"
 
