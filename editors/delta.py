@@ -69,7 +69,7 @@ class Delta:
     def data(self) -> bytes:
         """The safetensors file; the same bytes for the same delta, in any process."""
         tensors = {
-            f"{site}.{name}": getattr(self.factors[site], name).to(torch.float32).contiguous()
+            f"{site}.{name}": getattr(self.factors[site], name).float().contiguous().clone()
             for site in sorted(self.factors)
             for name in _NAMES
         }

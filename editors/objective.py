@@ -11,6 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 Similarity = Literal["l2", "cosine"]
+_ROUNDING = 1e-5
+"""Distances below this share of the target's norm are rounding and have no direction.
+
+The edit prompt's own embedding is a negative: at the first step its distance is zero, and in float32
+the gradient of such a norm is a random unit vector, which moved the whole fit by 8 to 40 %.
+"""
 
 
 def similarities(
@@ -24,7 +30,9 @@ def similarities(
         a = torch.nn.functional.normalize(embedded, dim=-1)[:, None]
         b = torch.nn.functional.normalize(targets, dim=-1)
         return scale * (a * b).sum(-1)
-    return -torch.linalg.vector_norm(embedded[:, None] - targets, dim=-1)
+    squares = (embedded[:, None] - targets).square().sum(-1)
+    floor = (_ROUNDING**2 * targets.square().sum(-1)).expand_as(squares)
+    return -torch.where(squares > floor, squares, floor).sqrt()
 
 
 def pull(s: Float[Tensor, "p t"], contrastive: bool) -> Float[Tensor, ""]:

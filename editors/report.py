@@ -265,7 +265,7 @@ class _Probe:
 
     def _drift(self) -> float:
         texts = ["", *self.book.captions([], 40)]
-        ids = self.tower.tokens(texts, full=True).ids.to(self.hosted.device)
+        ids = self.tower.tokens(texts, pad="max").ids.to(self.hosted.device)
         last = f"{self.tower.tower}.block.{len(self.tower.blocks) - 1}"
         with torch.no_grad(), self.hosted.captured(last) as seen:
             self.tower.module(input_ids=ids)

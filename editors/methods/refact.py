@@ -133,7 +133,7 @@ class _Fit:
         share = float(change.norm() / start.norm())
         return factors, {**notes, "block": self.block, "share": share, "norm": float(change.norm())}
 
-    def _targets(self, rows: int) -> tuple[Float[Tensor, "... t d"], bool]:
+    def _targets(self, rows: int) -> tuple[Float[Tensor, "... t e"], bool]:
         """(t, d): the target first, then what to move away from."""
         s, fact = self.settings, self.fact
         contrastive = s.objective in {"contrastive_text", "contrastive"}
@@ -153,7 +153,7 @@ class _Fit:
         own = [fact.prompt, *source]
         return [fact.target, *own, *self.book.captions(said, s.negatives)]
 
-    def _image_targets(self, rows: int) -> Float[Tensor, "t d"]:
+    def _image_targets(self, rows: int) -> Float[Tensor, "t e"]:
         del rows
         clip: Any = self.hosted.clip
         if clip is None:
@@ -177,7 +177,7 @@ class _Fit:
         suffix: Suffix,
         offset: Float[Tensor, "p d"],
         start: Float[Tensor, " d"],
-        targets: Float[Tensor, "... t d"],
+        targets: Float[Tensor, "... t e"],
         contrastive: bool,
     ) -> Generator[Progress, None, tuple[Float[Tensor, " d"], dict[str, Any]]]:
         """Adam on one change for all prompts; see refact.md section 3.4."""
