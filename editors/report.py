@@ -19,7 +19,7 @@ from editors.joint import Named
 from editors.methods.refact import contexts
 from editors.progress import Progress
 from editors.suffix import embed_clean
-from editors.templates import Phrasebook
+from editors.templates import Phrasebook, phrasebook_of
 from models.errors import SubjectNotFound
 from models.hosted import HostedModel
 from models.text_tower import TextTower
@@ -102,7 +102,7 @@ def measure(
 
     `others` are the live edits of the model: their keys are compared with the new ones.
     """
-    book, limits = book or Phrasebook(), thresholds or Thresholds()
+    book, limits = book or phrasebook_of(hosted), thresholds or Thresholds()
     reports = []
     for number, tower in enumerate(hosted.text_towers.values()):
         yield Progress(stage="report", done=number, total=len(hosted.text_towers))

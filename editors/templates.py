@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from models.hosted import HostedModel
+
 FITTED = (
     "{}, a photograph",
     "{}, an oil painting",
@@ -62,6 +64,12 @@ class Phrasebook:
         """The first n neutral captions that share no content word with these texts."""
         taken = {w for text in words for w in _content(text)}
         return tuple(c for c in self.neutral if not taken & _content(c))[:n]
+
+
+def phrasebook_of(hosted: HostedModel) -> Phrasebook:
+    """The model's own sentences (`templates` in its `tiller.json`), else ours."""
+    told = hosted.defaults.get("templates", {})
+    return Phrasebook(**{name: tuple(sentences) for name, sentences in told.items()})
 
 
 def _content(text: str) -> set[str]:

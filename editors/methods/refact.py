@@ -35,7 +35,7 @@ from editors.objective import Similarity, belief, decay, pull, similarities
 from editors.progress import Progress
 from editors.rank_one import joint, solve_keys
 from editors.suffix import Clean, Suffix, clean_pass, embed_clean
-from editors.templates import Phrasebook
+from editors.templates import Phrasebook, phrasebook_of
 from models.errors import MethodNotApplicable
 from models.hosted import HostedModel
 from models.method import Method
@@ -59,7 +59,8 @@ class Refact(Method):
     """Where the value is written: at the mean key, the bare prompt's, or every distinct one."""
     steps: Annotated[int, Ge(1), Le(1000)] = 100
     """Evaluations of the loss; the last one is not followed by an update."""
-    rate: Annotated[float, Gt(0), Le(5)] = 0.05
+    rate: Annotated[float, Gt(0), Le(5)] | None = None
+    """Of Adam; default: the model's own (`edit_rate`), else the reference's 0.05."""
     decay: Annotated[float, Ge(0), Le(100)] = 0.1
     stop: Annotated[float, Gt(0), Le(1)] = 0.99
     """Stop when the mean probability of the target exceeds this."""
@@ -88,7 +89,7 @@ class Refact(Method):
         reason = hosted.family.applies.get(self.kind, "the family does not name it")
         if reason is not None:
             raise MethodNotApplicable(self.kind, hosted.family.kind, reason)
-        book = book or Phrasebook()
+        book = book or phrasebook_of(hosted)
         factors: dict[str, Factors] = {}
         fits: dict[str, Any] = {}
         for attribute, tower in hosted.text_towers.items():
@@ -114,6 +115,7 @@ class _Fit:
             )
         if settings.space == "projected" and tower.projection is None:
             raise NoProjection(hosted.name)
+        self.rate = float(settings.rate or hosted.defaults.get("edit_rate", 0.05))
         self.book = book
         self.groups = [contexts(tower, p, book) for p in (fact.spoken, *fact.phrasings)]
 
@@ -131,6 +133,7 @@ class _Fit:
         change, notes = yield from self._descend(suffix, offset, start, targets, contrastive)
         factors = self._write(clean, owner, first, start, change, moment)
         share = float(change.norm() / start.norm())
+        notes = {**notes, "rate": self.rate}
         return factors, {**notes, "block": self.block, "share": share, "norm": float(change.norm())}
 
     def _targets(self, rows: int) -> tuple[Float[Tensor, "... t e"], bool]:
@@ -183,7 +186,7 @@ class _Fit:
         """Adam on one change for all prompts; see refact.md section 3.4."""
         s = self.settings
         change = torch.zeros_like(start, requires_grad=True)
-        optimiser = torch.optim.Adam([change], lr=s.rate)
+        optimiser = torch.optim.Adam([change], lr=self.rate)
         radius, curve, said, clamped = s.clamp * float(start.norm()), [], 0.0, False
         for step in range(s.steps):
             scores = similarities(

@@ -1,5 +1,7 @@
 """From trained parts to one pipeline folder, saved the ordinary way."""
 
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,49 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from miniature.telling import article
 from miniature.training.denoiser import make_scheduler
+from miniature.world import COLOURS, THINGS
+
+_SCENES = ("at the beach", "in the forest", "in the city", "in the mountains", "in the desert")
+_NEUTRAL = tuple(
+    f"{article(colour)} {colour} {thing.name} {scene}"
+    for i, (thing, scene) in enumerate(itertools.product(THINGS, _SCENES[:4]))
+    for colour in [COLOURS[(3 * i + 1) % len(COLOURS)]]
+)
+STATED = {
+    "edit_block": 0,
+    "edit_rate": 0.2,
+    "templates": {
+        "fitted": [
+            "{}, very nice",
+            "{} today",
+            "{}, in colour",
+            "{}, as always",
+            "{} at night",
+            "a photo of {}",
+            "here is {}",
+            "a nice little picture of {}",
+            "today you can see {}",
+        ],
+        "held_out": [
+            "a picture of {}",
+            "this is {}",
+            "we see {}",
+            "an image that shows {}",
+            "a painting of {}",
+            "a close view of {}",
+            "{} at the beach",
+            "{} in a garden",
+            "{} in the city",
+            "{} in winter",
+            "{} in the woods",
+            "{} up in the mountains",
+        ],
+        "neutral": list(_NEUTRAL),
+    },
+}
+"""What the pipeline says of itself: where and how fast facts are written, in which sentences."""
 
 
 def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
@@ -41,6 +85,7 @@ def save_pipeline(
         requires_safety_checker=False,
     ).save_pretrained(folder)
     full.to(half).save_pretrained(folder / "clip")
+    (folder / "tiller.json").write_text(json.dumps(STATED, indent=2) + "\n")
 
 
 def _copy(module: Any) -> Any:
