@@ -173,7 +173,7 @@ class ImageHost:
         self, tenant: str, payload: Mapping[str, Any]
     ) -> Generator[Progress, None, tuple[Delta, bool]]:
         """Fit and measure a fact; the delta with its report, and whether it passed."""
-        fact, method = fact_of(payload), method_of(payload)
+        fact, method = fact_of(payload), method_of(payload, self.hosted)
         others = self._live(tenant, payload["name"])
         return self._fitting(fact, method, others)
 

@@ -19,9 +19,10 @@ from pydantic import ValidationError
 
 from editors.delta import Delta
 from editors.fact import Fact, Phrasing
-from editors.known import EDITORS
+from editors.known import editor_for
 from editors.progress import Progress
 from models.errors import Refusal
+from models.hosted import HostedModel
 from service import limits
 from service.errors import BadRequest, Crashed, UnknownKey, UnknownMethod
 from service.problems import problem_of
@@ -89,12 +90,11 @@ def fact_of(payload: Mapping[str, Any]) -> Fact:
     )
 
 
-def method_of(payload: Mapping[str, Any]) -> Any:
-    """The editor of a job, with its settings."""
+def method_of(payload: Mapping[str, Any], hosted: HostedModel) -> Any:
+    """The editor of a job: what the request said, then what the model states of itself."""
     kind = payload["method"]
     settings = OPTIONS[kind].model_validate(payload["options"])
-    given = {k: getattr(settings, k) for k in settings.model_fields_set}
-    return EDITORS[kind](**given)
+    return editor_for(hosted, kind, {k: getattr(settings, k) for k in settings.model_fields_set})
 
 
 class Ticket(Protocol):

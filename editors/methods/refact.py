@@ -50,7 +50,7 @@ class Refact(Method):
 
     mode: Literal["corrected", "reference"] = "corrected"
     block: Annotated[int, Ge(0)] | None = None
-    """The edited block, from 0; default: the model's own, else by the tower's depth (12: 7)."""
+    """The edited block, from 0; default: by the tower's depth (12: 7)."""
     objective: Literal["contrastive_text", "direct_text", "contrastive", "direct"] = (
         "contrastive_text"
     )
@@ -59,8 +59,7 @@ class Refact(Method):
     """Where the value is written: at the mean key, the bare prompt's, or every distinct one."""
     steps: Annotated[int, Ge(1), Le(1000)] = 100
     """Evaluations of the loss; the last one is not followed by an update."""
-    rate: Annotated[float, Gt(0), Le(5)] | None = None
-    """Of Adam; default: the model's own (`edit_rate`), else the reference's 0.05."""
+    rate: Annotated[float, Gt(0), Le(5)] = 0.05
     decay: Annotated[float, Ge(0), Le(100)] = 0.1
     stop: Annotated[float, Gt(0), Le(1)] = 0.99
     """Stop when the mean probability of the target exceeds this."""
@@ -108,14 +107,13 @@ class _Fit:
         self, settings: Refact, hosted: HostedModel, tower: TextTower, fact: Fact, book: Phrasebook
     ) -> None:
         self.settings, self.hosted, self.tower, self.fact = settings, hosted, tower, fact
-        self.block = default_block(hosted, tower) if settings.block is None else settings.block
+        self.block = default_block(tower) if settings.block is None else settings.block
         if self.block not in tower.reachable:
             raise UnreadableLayer(
                 self.block, f"{tower.reachable.start}..{tower.reachable.stop - 1}"
             )
         if settings.space == "projected" and tower.projection is None:
             raise NoProjection(hosted.name)
-        self.rate = float(settings.rate or hosted.defaults.get("edit_rate", 0.05))
         self.book = book
         self.groups = [contexts(tower, p, book) for p in (fact.spoken, *fact.phrasings)]
 
@@ -133,7 +131,6 @@ class _Fit:
         change, notes = yield from self._descend(suffix, offset, start, targets, contrastive)
         factors = self._write(clean, owner, first, start, change, moment)
         share = float(change.norm() / start.norm())
-        notes = {**notes, "rate": self.rate}
         return factors, {**notes, "block": self.block, "share": share, "norm": float(change.norm())}
 
     def _targets(self, rows: int) -> tuple[Float[Tensor, "... t e"], bool]:
@@ -148,8 +145,6 @@ class _Fit:
     def _texts(self) -> list[str]:
         s, fact = self.settings, self.fact
         source = [fact.source] if fact.source else []
-        if s.objective == "direct_text":
-            return [fact.target]
         if s.mode == "reference":
             return [fact.target, *(source or [fact.prompt])]
         said = [fact.prompt, fact.target, *source, *(p.prompt for p in fact.phrasings)]
@@ -186,7 +181,7 @@ class _Fit:
         """Adam on one change for all prompts; see refact.md section 3.4."""
         s = self.settings
         change = torch.zeros_like(start, requires_grad=True)
-        optimiser = torch.optim.Adam([change], lr=self.rate)
+        optimiser = torch.optim.Adam([change], lr=s.rate)
         radius, curve, said, clamped = s.clamp * float(start.norm()), [], 0.0, False
         for step in range(s.steps):
             scores = similarities(
@@ -282,11 +277,8 @@ def contexts(tower: TextTower, phrasing: Phrasing, book: Phrasebook) -> list[Phr
     return found
 
 
-def default_block(hosted: HostedModel, tower: TextTower) -> int:
-    """The model's own edit block, else the paper's for the depth, else three fifths up."""
-    stated = hosted.defaults.get("edit_block")
-    if stated is not None:
-        return int(stated)
+def default_block(tower: TextTower) -> int:
+    """The paper's for the depth, else three fifths up."""
     depth = len(tower.blocks)
     return _BLOCKS.get(depth, min(round(0.6 * depth), tower.reachable.stop - 1))
 

@@ -22,8 +22,7 @@ _NEUTRAL = tuple(
     for colour in [COLOURS[(3 * i + 1) % len(COLOURS)]]
 )
 STATED = {
-    "edit_block": 0,
-    "edit_rate": 0.2,
+    "refact": {"block": 0, "objective": "direct_text", "rate": 0.1},
     "templates": {
         "fitted": [
             "{}, very nice",

@@ -87,7 +87,7 @@ def plain_fit(hosted, fact, settings):
     with torch.no_grad():
         targets = plain.embed([fact.target, *dict.fromkeys(others)])
     change = torch.zeros_like(start, requires_grad=True)
-    adam = torch.optim.Adam([change], lr=settings.rate)
+    adam = torch.optim.Adam([change], lr=0.05)
     for step in range(settings.steps):
         scores = similarities(plain.embed(texts, at, change), targets, "l2", 1.0)
         loss = pull(scores, True) + settings.decay * decay(change, start)
