@@ -14,8 +14,8 @@ Similarity = Literal["l2", "cosine"]
 _ROUNDING = 1e-5
 """Distances below this share of the target's norm are rounding and have no direction.
 
-The edit prompt's own embedding is a negative: at the first step its distance is zero, and in float32
-the gradient of such a norm is a random unit vector, which moved the whole fit by 8 to 40 %.
+The edit prompt's own embedding is a negative: at the first step its distance is zero, and in
+float32 the gradient of such a norm is a random unit vector, which moved the whole fit by 8 to 40 %.
 """
 
 
