@@ -39,7 +39,7 @@ def main() -> int:
         rows = module.run(**{k: v for k, v in wanted.items() if k in taken and v is not None})
         section = f"{name} on {asked.device}" if "device" in taken else name
         record[section] = {
-            "about": (module.__doc__ or "").splitlines()[0],
+            "about": " ".join((module.__doc__ or "").split()),
             "command": " ".join(["python -m benches", *sys.argv[1:]]),
             "when": datetime.now(UTC).date().isoformat(),
             "rows": rows,
