@@ -1,9 +1,9 @@
 """The picture engine: what edits cost, and what sharing a batch gains. Ratios, each in one run.
 
 Pictures of the miniature's size in 20 steps, with guidance, on an engine of 8 slots; float32 where
-nothing else is said. Both sides of a ratio take turns and the median over the rounds counts. On a CPU, with one thread,
-seconds are the process's own: other processes on the machine would move the wall clock by more than
-what is measured. On a GPU they are the wall clock's.
+nothing else is said. Both sides of a ratio take turns and the median over the
+rounds counts. On a CPU, with one thread, seconds are the process's own: other processes on the
+machine would move the wall clock by more than what is measured. On a GPU they are the wall clock's.
 """
 
 import argparse
