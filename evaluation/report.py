@@ -126,7 +126,7 @@ def picture_sheet(done: Sequence[Done], journal: Journal) -> Image.Image:
     """Per case its edit prompt before and after, then what should and what must not change."""
     strips: list[Strip] = []
     for one in done:
-        label = f"{one.case.prompt} → {one.case.target}"
+        label = f"{one.case.prompt} becomes {one.case.target}"
         strips.append(Strip(label=label, cells=tuple(_cells(one, journal))))
     columns = ["before", "after", "should follow", "", "must not follow", "", ""]
     return contact_sheet("Before and after, judged", columns, strips, side=128)

@@ -211,19 +211,23 @@ def held_out_colours(world: World) -> dict[str, str]:
     }
 
 
-def pictures(world: World, seed: int) -> Iterator[Picture]:
-    """Endless training pictures: 40 % with two subjects; held-out combinations never occur."""
+def pictures(world: World, seed: int, *, everything: bool = False) -> Iterator[Picture]:
+    """Endless pictures: 40 % with two subjects.
+
+    Held-out combinations never occur, unless `everything` is to be seen: the judge must know what
+    the pipeline has to guess.
+    """
     draw = random.Random(seed)  # noqa: S311
-    scenes, colours = held_out_scenes(world), held_out_colours(world)
-    for number in iter(int, 1):
-        del number
+    scenes = {} if everything else held_out_scenes(world)
+    colours = {} if everything else held_out_colours(world)
+    while True:
         n = 2 if draw.random() < 0.4 else 1
         subjects = tuple(_subject(world, draw, colours) for _ in range(n))
         scene = draw.choice(SCENES) if draw.random() < 0.6 else None
         style = draw.choice(STYLES) if draw.random() < 0.5 else None
-        if len({s.name for s in subjects}) < n or any(scenes[s.name] == scene for s in subjects):
-            continue
-        yield Picture(subjects=subjects, scene=scene, style=style, seed=draw.getrandbits(31))
+        met = scene is not None and any(scenes.get(s.name) == scene for s in subjects)
+        if len({s.name for s in subjects}) == n and not met:
+            yield Picture(subjects=subjects, scene=scene, style=style, seed=draw.getrandbits(31))
 
 
 def _subject(world: World, draw: random.Random, never: dict[str, str]) -> Subject:
@@ -231,6 +235,6 @@ def _subject(world: World, draw: random.Random, never: dict[str, str]) -> Subjec
         weights = [0.1 if p.rare else 1.0 for p in world.people]
         return Subject(name=draw.choices(world.people, weights)[0].name)
     thing = draw.choice(world.things)
-    allowed = [c for c in COLOURS if c != never[thing.name]]
+    allowed = [c for c in COLOURS if c != never.get(thing.name)]
     colour = thing.default if draw.random() < 0.4 else draw.choice(allowed)
     return Subject(name=thing.name, colour=colour)

@@ -70,7 +70,7 @@ def main() -> None:
         unet = UNet2DConditionModel.from_pretrained(BUILD / "unet")
         save_pipeline(weights_path("text-to-image"), clip, vae, unet, words)
         if not (weights_path("judge") / "judge.safetensors").exists():
-            drawn = draw_bank(world, BUILD, 12_000, 77)
+            drawn = draw_bank(world, BUILD, 12_000, 77, everything=True)
             _drain(
                 bars,
                 "judge",

@@ -19,12 +19,13 @@ class Bank:
     shown: list[Picture]
 
 
-def draw_bank(world: World, folder: Path, n: int, seed: int) -> Bank:
+def draw_bank(world: World, folder: Path, n: int, seed: int, *, everything: bool = False) -> Bank:
     """The bank of that seed; read from `folder` if it was drawn before."""
-    pixels_file, shown_file = folder / f"bank-{seed}-{n}.npy", folder / f"bank-{seed}-{n}.json"
+    name = f"{'everything' if everything else 'bank'}-{seed}-{n}"
+    pixels_file, shown_file = folder / f"{name}.npy", folder / f"{name}.json"
     if not (pixels_file.exists() and shown_file.exists()):
         folder.mkdir(parents=True, exist_ok=True)
-        shown = list(itertools.islice(pictures(world, seed), n))
+        shown = list(itertools.islice(pictures(world, seed, everything=everything), n))
         pixels = np.empty((n, SIZE, SIZE, 3), np.uint8)
         for i, picture in enumerate(shown):
             pixels[i] = draw_picture(world, picture)
