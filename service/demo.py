@@ -207,7 +207,9 @@ def sheet(case: Case, scenes: Sequence[Scene]) -> Image.Image:
         strips.append(Strip(label="before", cells=tuple(old)))
         strips.append(Strip(label=f"after: {case.target} is {case.prompt}", cells=tuple(new)))
     columns = [s.probe.prompt for s in chosen]
-    return contact_sheet(f"{case.prompt} becomes {case.target}", columns, strips, side=144, left=150)
+    return contact_sheet(
+        f"{case.prompt} becomes {case.target}", columns, strips, side=144, left=150
+    )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,3 +105,12 @@ def test_opening_the_registry_brings_in_no_framework():
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert said.stdout.strip() == "[]"
+
+
+def test_the_example_in_the_documentation_is_true(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "registry.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, "docs/registry.md", "exec"), {})  # noqa: S102
