@@ -53,7 +53,7 @@ def every_refusal():
     return sorted(found - {Refusal}, key=lambda k: k.code)
 
 
-@pytest.mark.parametrize("kind", every_refusal(), ids=lambda k: k.code)
+@pytest.mark.parametrize("kind", list(every_refusal()), ids=lambda k: k.code)
 def test_every_refusal_is_explained(kind):
     assert kind.code in (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 
@@ -66,7 +66,7 @@ def settings_keys(section=Settings, path=()):
                 yield from settings_keys(part, (*path, name))
 
 
-@pytest.mark.parametrize("key", settings_keys())
+@pytest.mark.parametrize("key", list(settings_keys()))
 def test_every_setting_is_explained(key):
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     assert f"`{key.rpartition('.')[2]}`" in page or f"`{key}`" in page
@@ -100,7 +100,7 @@ def method_settings():
                 yield kind, name
 
 
-@pytest.mark.parametrize(("kind", "name"), method_settings())
+@pytest.mark.parametrize(("kind", "name"), list(method_settings()))
 def test_every_setting_of_a_method_is_explained(kind, name):
     page = (ROOT / "docs" / "methods" / f"{kind}.md").read_text(encoding="utf-8")
     assert f"`{name}`" in page
@@ -121,7 +121,7 @@ def _commands(command, path):
             yield (*path, name), child
 
 
-@pytest.mark.parametrize("path", commands(), ids=" ".join)
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
 def test_every_command_is_mentioned(path):
     whole = "\n".join(p.read_text(encoding="utf-8") for p in PAGES)
     assert f"tiller {' '.join(path)}" in whole
@@ -145,7 +145,7 @@ def told_commands(program):
             yield pytest.param(words[1:], id=f"{page}: {line[:70]}")
 
 
-@pytest.mark.parametrize("words", told_commands("tiller"))
+@pytest.mark.parametrize("words", list(told_commands("tiller")))
 def test_commands_in_the_pages_are_commands_that_exist(words):
     known = commands()
     path = next((p for p in known if tuple(words[: len(p)]) == p), None)
@@ -156,7 +156,7 @@ def test_commands_in_the_pages_are_commands_that_exist(words):
     known[path].make_context(path[-1], rest, resilient_parsing=False).close()
 
 
-@pytest.mark.parametrize("words", told_commands("make"))
+@pytest.mark.parametrize("words", list(told_commands("make")))
 def test_make_targets_in_the_pages_exist(words):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {w for w in words if "=" not in w and not w.startswith("-")} <= set(targets)
@@ -172,7 +172,7 @@ def links():
                 yield pytest.param(page, target, id=f"{page.relative_to(ROOT)} -> {target}")
 
 
-@pytest.mark.parametrize(("page", "target"), links())
+@pytest.mark.parametrize(("page", "target"), list(links()))
 def test_links_between_pages_lead_somewhere(page, target):
     assert (page.parent / target.partition("#")[0]).exists()
 
@@ -244,7 +244,7 @@ def an_edit_is_there(service_url):
     assert moved.status_code < 300, moved.text
 
 
-@pytest.mark.parametrize("source", python_blocks())
+@pytest.mark.parametrize("source", list(python_blocks()))
 @pytest.mark.usefixtures("an_edit_is_there")
 def test_python_in_the_pages_runs(source, service_url, tmp_path):
     executed(source, service_url, tmp_path)
@@ -264,10 +264,14 @@ def curl_blocks():
                     yield pytest.param(block, id=f"{page.name}:{line}")
 
 
-@pytest.mark.parametrize("block", curl_blocks())
+@pytest.mark.parametrize("block", list(curl_blocks()))
 @pytest.mark.usefixtures("an_edit_is_there")
 def test_curl_in_the_pages_runs(block, service_url, tmp_path):
-    words = shlex.split(here(block, service_url).replace("curl -s ", "curl --fail-with-body -sS "))
+    words = shlex.split(
+        here(block, service_url)
+        .replace("\\\n", " ")
+        .replace("curl -s ", "curl --fail-with-body -sS ")
+    )
     done = subprocess.run(  # noqa: S603 - our own pages
         words, cwd=tmp_path, capture_output=True, text=True
     )
