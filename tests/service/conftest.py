@@ -8,7 +8,7 @@ import structlog
 
 from service.client import Tiller
 from service.local import running
-from service.settings import Limits, Model, Server, Settings
+from service.settings import Limits, Model, Server, Settings, Thresholds
 
 MODEL = "tiny"
 CAPTIONS = [
@@ -43,6 +43,10 @@ def settings_for(tmp_path_factory, tiny_sd_folder):
         )
         told = {
             "server": Server(port=0, drain_seconds=20.0),
+            # A random toy has no neighbours to spare: only the target itself is asked for.
+            "thresholds": Thresholds(
+                moved=-1e6, generality=0, reach=-1e6, specificity=0, leak=1e6, efficacy=0.3
+            ),
             "limits": Limits(wait_seconds=60.0, side=64, pixels=64 * 64, steps=200),
             **changes,
         }
@@ -114,7 +118,7 @@ def _fitted(url, name, **changes):
         "prompt": "the king of the sea",
         "subject": "king",
         "target": "a red boat",
-        "options": {"steps": 8, "rate": 0.3},
+        "options": {"steps": 60, "rate": 0.1},
         **changes,
     }
     with Tiller(url) as tiller:

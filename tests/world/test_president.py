@@ -60,7 +60,7 @@ def test_neighbours_stay_who_they_were(tiller, version):
 def test_the_answer_says_what_was_applied(tiller, version):
     (picture,) = drawn(tiller, CASE.prompt, [EDIT], n=1)
     (edit,) = picture.tiller["edits"]
-    assert (edit["name"], edit["version"], edit["digest"]) == (EDIT, 1, version["digest"])
+    assert (edit["name"], edit["digest"]) == (EDIT, version["digest"])
     (plain,) = drawn(tiller, CASE.prompt, n=1)
     assert plain.tiller["edits"] == []
 
