@@ -143,7 +143,7 @@ def test_of_two_who_move_an_alias_at_once_one_gets_a_412(url, http, twice):
 
 
 def test_a_version_whose_checks_failed_takes_no_alias_without_force(http, fitted, url):
-    result = fitted(url, "weak", options={"steps": 2, "rate": 0.02})
+    result = fitted(url, "weak", options={"steps": 3, "rate": 0.1})
     assert result["status"] == "failed_checks"
     body = {"version": result["version"]}
     told = problem(http.put("/v1/edits/weak/aliases/live", json=body), 409)
