@@ -46,9 +46,7 @@ class Entry:
 
 def key_of(mode: Mode, shape: tuple[int, int, int], reads: Conditioning, *, guided: bool) -> Key:
     """In `exact` mode guided rows keep to themselves, so that the width is known beforehand."""
-    parts = (reads.sequence, reads.pooled, reads.sizes)
-    layout = tuple(None if part is None else tuple(part.shape[1:]) for part in parts)
-    return Key(shape, layout, guided if mode == "exact" else None)
+    return Key(shape, reads.layout, guided if mode == "exact" else None)
 
 
 def fixed(slots: Sequence[int], width: int, *, guided: bool) -> tuple[list[Place], int]:
@@ -73,15 +71,10 @@ def assemble(
     first = entries[0]
     latents = first.latents.new_zeros(width, *first.latents.shape[1:])
     timesteps = torch.zeros(width)
-    rows = [_nobody(first.conditional)] * width
+    rows = [first.conditional.each(torch.zeros_like)] * width
     for entry, place in zip(entries, places, strict=True):
         beside = ((place.prompt, entry.conditional), (place.negative, entry.unconditional))
         for at, reads in beside:
             if at is not None and reads is not None:
                 latents[at], timesteps[at], rows[at] = entry.latents[0], entry.timestep, reads
     return latents, timesteps.to(latents.device), Conditioning.stack(rows)
-
-
-def _nobody(like: Conditioning) -> Conditioning:
-    parts = (like.sequence, like.pooled, like.sizes)
-    return Conditioning(*(None if part is None else torch.zeros_like(part) for part in parts))  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import torch
 from engines.errors import refusal_of
 from engines.store import Kept
 from models.errors import Refusal
-from models.family import Conditioning, TextToImage
+from models.family import Beside, Conditioning, TextToImage
 from models.hosted import HostedModel
 from models.patch import Patch
 
@@ -25,6 +25,7 @@ class Reading:
     text: str | None
     patch: Patch
     negative: bool = False
+    beside: Beside = "blank"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +73,10 @@ class Embeddings:
             str(hosted.dtype),
             reading.patch.digest,
             "negative" if reading.negative else "prompt",
-            "default" if reading.text is None else repr(self._ids(reading.text)),
+            reading.beside,
+            "default" if reading.text is None else self.family.reading_key(hosted, reading.text),
         )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def _ids(self, text: str) -> object:
-        """Token ids per encoder; the text itself where a family has encoders of other kinds."""
-        towers = self.hosted.text_towers.items()
-        return {a: t.tokens([text]).ids[0].tolist() for a, t in towers} or text
 
     def _fresh(self, readings: list[Reading]) -> list[Embedding | Refusal]:
         if not self.together:
@@ -110,23 +107,20 @@ class Embeddings:
         patches = [reading.patch for reading in readings]
         with self.hosted.tallied() as runs:
             if readings[0].negative:
-                texts = [reading.text for reading in readings]
-                said = self.family.encode_negative(self.hosted, texts, patches)
+                negatives = [reading.text for reading in readings]
+                said = self.family.encode_negative(self.hosted, negatives, patches)
             else:
-                said = self.family.encode(self.hosted, [r.text or "" for r in readings], patches)
+                texts = [reading.text or "" for reading in readings]
+                beside = [reading.beside for reading in readings]
+                said = self.family.encode(self.hosted, texts, patches, beside)
+        # In memory of its own: a view would keep the whole batch alive and be counted as one row.
         return [
             Embedding(
-                conditioning=_own(said.row(i)) if len(readings) > 1 else said,
+                conditioning=said.row(i).each(torch.clone) if len(readings) > 1 else said,
                 tokens_changed=sum(run.tokens_changed(i) for run in runs),
             )
             for i in range(len(readings))
         ]
-
-
-def _own(row: Conditioning) -> Conditioning:
-    """In memory of its own: a view would keep the whole batch alive and be counted as one row."""
-    parts = (row.sequence, row.pooled, row.sizes)
-    return Conditioning(*(None if part is None else part.clone() for part in parts))  # type: ignore[arg-type]
 
 
 def _found(known: Embedding | None, fresh: Embedding | Refusal | None) -> Embedding | Refusal:

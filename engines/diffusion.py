@@ -260,7 +260,9 @@ class DiffusionEngine:
         height, width = family.default_size(hosted)
         sized = replace(request, height=request.height or height, width=request.width or width)
         shape = family.latent_shape(hosted, sized.height or height, sized.width or width)
-        sampling = samplers.begin(family, hosted, request.sampler, request.steps, request.seed)
+        sampling = samplers.begin(
+            family, hosted, request.sampler, request.steps, request.seed, shape
+        )
         return Ticket(sized, tell, sampling, shape)
 
     def _estimate(self) -> float:
@@ -318,13 +320,27 @@ class DiffusionEngine:
 
     def _read(self, joining: Sequence[Ticket]) -> list[list[Embedding | Refusal]]:
         """Per ticket what its prompt says, and its negative if it has one."""
-        wanted = [_readings(ticket.request) for ticket in joining]
+        wanted = [self._readings(ticket.request) for ticket in joining]
         found = iter(self.embeddings.read([reading for own in wanted for reading in own]))
         return [[next(found) for _ in own] for own in wanted]
 
+    def _readings(self, request: ImageRequest) -> tuple[Reading, ...]:
+        """What the row's encoders have to read: the prompt, and its negative if it has one."""
+        prompt = Reading(text=request.prompt, patch=request.patch, beside=request.beside)
+        if not self.family.is_guided(request.guidance):
+            return (prompt,)
+        patch = request.negative_patch
+        return prompt, Reading(text=request.negative_prompt, patch=patch, negative=True)
+
+    def _at_scale(self, read: Embedding, guidance: float) -> Embedding:
+        """As this row reads it: some denoisers read the guidance scale itself."""
+        said = self.family.with_guidance(self.hosted, read.conditioning, guidance)
+        return replace(read, conditioning=said)
+
     def _stand(self, ticket: Ticket, own: Sequence[Embedding]) -> None:
-        request = ticket.request
-        key = key_of(self.mode, ticket.shape, own[0].conditioning, guided=request.guided)
+        scale = ticket.request.guidance
+        prompt, *negative = [self._at_scale(embedding, scale) for embedding in own]
+        key = key_of(self.mode, ticket.shape, prompt.conditioning, guided=bool(negative))
         rows = self._rows.setdefault(key, [])
         taken = {row.slot for row in rows}
         latents = ticket.sampling.noise(ticket.shape, self.hosted.dtype, self.hosted.device)
@@ -333,8 +349,8 @@ class DiffusionEngine:
                 ticket=ticket,
                 slot=next(i for i in range(self.slots) if i not in taken),
                 latents=latents,
-                prompt=own[0],
-                negative=own[1] if request.guided else None,
+                prompt=prompt,
+                negative=negative[0] if negative else None,
                 waited=ticket.age,
             )
         )
@@ -426,15 +442,6 @@ class DiffusionEngine:
         if not bool(torch.isfinite(image).all()):
             raise NotANumber(row.sampling.done)
         return (image.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
-
-
-def _readings(request: ImageRequest) -> tuple[Reading, ...]:
-    """What the row's encoders have to read: the prompt, and its negative if it has one."""
-    prompt = Reading(text=request.prompt, patch=request.patch)
-    if not request.guided:
-        return (prompt,)
-    patch = request.negative_patch
-    return prompt, Reading(text=request.negative_prompt, patch=patch, negative=True)
 
 
 def _embedded(read: Embedding | Refusal) -> Embedding:

@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 
 from models.errors import Refusal
-from models.patch import Patch
+from models.family import Beside
+from models.patch import Exit, Patch
 
 Mode = Literal["exact", "fast"]
 
@@ -25,6 +26,7 @@ class ImageRequest:
         patch: What the row's text encoders shall do differently.
         patch_negative: Whether the negative prompt is read under the patch too, as an edit of the
             weights would have it.
+        beside: What other paths than an early-left tower say: the empty prompt, or the whole one.
         previews: Decode a preview every so many steps; 0 for none.
         seconds: How long the caller waits, queue included.
     """
@@ -40,18 +42,14 @@ class ImageRequest:
     width: int | None = None
     patch: Patch = field(default_factory=Patch)
     patch_negative: bool = True
+    beside: Beside = "blank"
     previews: int = 0
     seconds: float = 600.0
 
     @property
-    def guided(self) -> bool:
-        """Whether the row needs a negative beside it."""
-        return self.guidance > 1
-
-    @property
     def negative_patch(self) -> Patch:
-        """What the negative prompt is read under."""
-        return self.patch if self.patch_negative else Patch()
+        """What the negative prompt is read under: at full depth, whatever layer is looked at."""
+        return self.patch.without(Exit) if self.patch_negative else Patch()
 
 
 @dataclass(frozen=True, kw_only=True)

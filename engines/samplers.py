@@ -54,10 +54,12 @@ class Sampling:
     ) -> Float[Tensor, "1 c h w"]:
         """What the row starts from: drawn in float32 for this row alone, then cast."""
         drawn = torch.randn((1, *shape), generator=self.generator, dtype=torch.float32)
-        return drawn.to(device, dtype) * self.scheduler.init_noise_sigma
+        return drawn.to(device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def scaled(self, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
         """What the denoiser sees of the latents."""
+        if not hasattr(self.scheduler, "scale_model_input"):  # flows read what they are
+            return latents
         return self.scheduler.scale_model_input(latents, self.timestep)
 
     def step(
@@ -71,9 +73,10 @@ class Sampling:
 
 
 def begin(
-    family: TextToImage, hosted: HostedModel, sampler: str | None, steps: int, seed: int
-) -> Sampling:
-    """A row's sampling before its first step.
+    family: TextToImage, hosted: HostedModel, sampler: str | None, steps: int, seed: int,
+    shape: tuple[int, int, int],
+) -> Sampling:  # fmt: skip
+    """A row's sampling before its first step, for latents of that shape.
 
     Raises:
         UnknownSampler: The family does not offer it.
@@ -86,7 +89,7 @@ def begin(
     if not 1 <= steps <= most:
         raise BadRow("steps", f"No picture has {steps} steps.", f"Use 1 to {most} steps.")
     try:
-        scheduler.set_timesteps(steps)
+        family.set_timesteps(hosted, scheduler, steps, shape)
     except ValueError as refused:
         raise BadRow("steps", str(refused), "Ask for fewer steps.") from refused
     return Sampling(

@@ -1,104 +1,69 @@
-"""What pipelines with CLIP text encoders, a UNet and a VAE share."""
+"""Stable Diffusion 1.x, 2.x and XL: CLIP text encoders in which facts can be edited, and a UNet."""
 
-import copy
-import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from diffusers.schedulers.scheduling_lcm import LCMScheduler
-from diffusers.schedulers.scheduling_pndm import PNDMScheduler
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from models.errors import BadSize, NotSafetensors, UnknownSampler, WrongBase
-from models.family import Conditioning, LoadOptions, TextToImage
-from models.fingerprint import canonical, fingerprint, joined
+from models.errors import WrongBase
+from models.family import Conditioning, Lens, LoadOptions
+from models.fingerprint import canonical, fingerprint
 from models.hosted import HostedModel
+from models.pipelines import Pipeline
 from models.plan import Named
 from models.text_tower import TextTower, Tokens
 
-_CLASSES: dict[str, type[Any]] = {
-    "ddim": DDIMScheduler,
-    "dpmpp_2m": DPMSolverMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-    "lcm": LCMScheduler,
-    "pndm": PNDMScheduler,
-}
-# What one sampler would silently inherit from another's configuration is stated here.
-_STATED: dict[str, dict[str, Any]] = {
-    "ddim": {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
-    "dpmpp_2m": {"algorithm_type": "dpmsolver++", "solver_order": 2, "steps_offset": 1},
-    "euler": {"steps_offset": 1},
-    "lcm": {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 0},
-    "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
-}
-SAMPLERS = tuple(_CLASSES)
+SAMPLERS = ("ddim", "dpmpp_2m", "euler", "lcm", "pndm")
 
 
-class ClipPipeline(TextToImage):
+class ClipPipeline(Pipeline):
     """The common part of Stable Diffusion 1.x, 2.x and XL."""
 
     samplers = SAMPLERS
-    towers: Mapping[str, str]
-    """Text encoder attribute -> the tower's name in stream sites."""
-    pipeline: type[Any]
+    denoiser = "unet"
+    lens_norm: Any = "final norm"
+    lens_beside: tuple[str, ...] = ()
 
     @abstractmethod
     def reachable(self, blocks: int) -> range:
         """Blocks of a text encoder whose output can change the picture."""
 
-    def load(self, name: str, folder: Path, options: LoadOptions) -> HostedModel:
-        """Host the pipeline of the folder.
+    def blocks(self, encoder: Any) -> nn.ModuleList:
+        """CLIP's encoder layers, in both of the library's layouts."""
+        return getattr(encoder, "text_model", encoder).encoder.layers
 
-        Raises:
-            NotSafetensors: A part has pickled weights only.
-            WrongBase: The full CLIP beside it has another text tower.
-        """
-        for part in (*self.towers, "unet", "vae"):
-            if not any((folder / part).glob("*.safetensors")):
-                raise NotSafetensors(str(folder / part))
-        pipeline = self.pipeline.from_pretrained(
-            folder, dtype=options.dtype, use_safetensors=True, **self.left_out()
-        )
-        # In float16 the VAE overflows; casting it inside the call would be a race between requests.
-        if options.dtype == torch.float16:
-            pipeline.vae.to(torch.float32)
-        modules = {a: getattr(pipeline, a) for a in (*self.towers, "unet", "vae")}
-        clip = self._full_clip(name, folder, modules["text_encoder"], options)
-        for module in (*modules.values(), *([clip] if clip is not None else [])):
-            module.to(options.device)
-        text_towers = {a: self._tower(a, folder, pipeline, clip, options) for a in self.towers}
-        return HostedModel(
-            name=name,
-            family=self,
-            fingerprint=_joined(text_towers),
-            path=folder,
-            dtype=options.dtype,
-            device=options.device,
-            modules=modules,
-            parts={
-                "schedulers": _templates(pipeline),
-                "scale": pipeline.vae_scale_factor,
-                "zero_negative": pipeline.config.get("force_zeros_for_empty_prompt", False),
-            },
-            text_towers=text_towers,
-            clip=clip,
-            towers={tower.tower: tower.blocks for tower in text_towers.values()},
-            linears={p: m for a in self.towers for p, m in _linears(a, modules[a]).items()},
-            defaults=options.defaults,
-            reread=lambda: joined({a: fingerprint(folder / a) for a in self.towers}),
-        )
+    def kept(self, pipeline: Any) -> dict[str, Any]:
+        """The VAE's factor, and what an absent negative prompt becomes."""
+        zero = pipeline.config.get("force_zeros_for_empty_prompt", False)
+        return {**super().kept(pipeline), "zero_negative": zero}
 
-    def left_out(self) -> dict[str, Any]:
-        """Components of the pipeline that are not loaded."""
-        return {}
+    def text_towers(
+        self, name: str, folder: Path, pipeline: Any, options: LoadOptions
+    ) -> tuple[dict[str, TextTower], Any]:
+        """Every encoder; the full CLIP of the first, if there is one beside it."""
+        clip = self._full_clip(name, folder, pipeline.text_encoder, options)
+        return {a: self._tower(a, folder, pipeline, clip, options) for a in self.towers}, clip
+
+    def lenses(self, hosted: HostedModel) -> Mapping[str, Lens | str]:
+        """Every encoder, down to what the pipeline reads of it."""
+        return {
+            tower.tower: Lens(
+                tower=tower.tower,
+                ordinary=len(tower.reachable),
+                norm=self.lens_norm,
+                beside=self.lens_beside,
+            )
+            for tower in hosted.text_towers.values()
+        }
+
+    def reading_key(self, hosted: HostedModel, text: str) -> str:
+        """Token ids per encoder: texts that become the same ids are read alike."""
+        towers = hosted.text_towers.items()
+        return repr({a: tower.tokens([text]).ids[0].tolist() for a, tower in towers})
 
     def _tower(
         self, attribute: str, folder: Path, pipeline: Any, clip: Any, options: LoadOptions
@@ -138,33 +103,10 @@ class ClipPipeline(TextToImage):
         """The encoder's hidden size."""
         return next(t.width for t in hosted.text_towers.values() if t.tower == tower)
 
-    @torch.inference_mode()
-    def decode(self, hosted: HostedModel, latents: Tensor) -> Float[Tensor, "rows 3 height width"]:
-        """Through the VAE; pictures from 0 to 1 in float32."""
-        vae = hosted.modules["vae"]
-        images = vae.decode(_unscaled(latents.to(vae.dtype), vae.config)).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
-
-    def scheduler(self, hosted: HostedModel, name: str | None) -> Any:
-        """A fresh scheduler for one row; UnknownSampler for others than `samplers`."""
-        templates = hosted.parts["schedulers"]
-        if name not in templates:
-            raise UnknownSampler(str(name), ", ".join(SAMPLERS))
-        return copy.deepcopy(templates[name])
-
-    def latent_shape(self, hosted: HostedModel, height: int, width: int) -> tuple[int, int, int]:
-        """BadSize unless the UNet can halve the sides as often as it wants to."""
-        config, scale = hosted.modules["unet"].config, hosted.parts["scale"]
-        multiple = scale * 2 ** (len(config.block_out_channels) - 1)
-        if height <= 0 or width <= 0 or height % multiple or width % multiple:
-            raise BadSize(height, width, multiple)
-        return config.in_channels, height // scale, width // scale
-
-    def default_size(self, hosted: HostedModel) -> tuple[int, int]:
-        """The UNet's sample size in pixels."""
-        size, scale = hosted.modules["unet"].config.sample_size, hosted.parts["scale"]
-        rows, columns = (size, size) if isinstance(size, int) else size
-        return rows * scale, columns * scale
+    def multiple(self, hosted: HostedModel) -> int:
+        """The UNet halves the sides once per resolution."""
+        levels = len(hosted.modules["unet"].config.block_out_channels)
+        return int(hosted.parts["scale"]) * 2 ** (levels - 1)
 
     def token_count(self, hosted: HostedModel, prompt: str) -> int:
         """The most that any encoder counts."""
@@ -181,11 +123,6 @@ def named_positions(tokens: Tokens) -> list[Named]:
     return [{"prompt": tuple(range(end + 1)), "last": (end,)} for end in ends]
 
 
-def blanked(prompts: Sequence[str | None]) -> list[str]:
-    """A text for every row; None is the empty one."""
-    return [prompt or "" for prompt in prompts]
-
-
 def zeroed(conditioning: Conditioning, rows: Sequence[int]) -> Conditioning:
     """The same with zeros in some rows: what SDXL reads when no negative prompt is given."""
     index = torch.tensor(rows, dtype=torch.long, device=conditioning.sequence.device)
@@ -197,37 +134,7 @@ def zeroed(conditioning: Conditioning, rows: Sequence[int]) -> Conditioning:
     )
 
 
-def _templates(pipeline: Any) -> dict[str | None, Any]:
-    """One scheduler per sampler, and the model's own under None."""
-    config = dict(pipeline.scheduler.config)
-    found: dict[str | None, Any] = {None: pipeline.scheduler}
-    for name, kind in _CLASSES.items():
-        known = inspect.signature(kind).parameters
-        accepted = {k: v for k, v in config.items() if k in known}
-        found[name] = kind.from_config(accepted, **_STATED[name])
-    return found
-
-
-def _linears(attribute: str, module: nn.Module) -> dict[str, nn.Module]:
-    """The text encoder's linear layers under their historic paths."""
-    named = ((n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear))
-    return {f"{attribute}.{canonical(name)}": layer for name, layer in named}
-
-
 def _weights(module: nn.Module) -> dict[str, Tensor]:
     """A text model's tensors under historic names, without a projection."""
     named = {canonical(name): tensor for name, tensor in module.state_dict().items()}
     return {n: t for n, t in named.items() if n is not None and n.startswith("text_model.")}
-
-
-def _joined(towers: Mapping[str, TextTower]) -> str:
-    return joined({attribute: tower.fingerprint for attribute, tower in towers.items()})
-
-
-def _unscaled(latents: Tensor, config: Any) -> Tensor:
-    mean, spread = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is None or spread is None:
-        return latents / config.scaling_factor
-    shape = (1, -1, 1, 1)
-    mean, spread = (torch.tensor(v).view(shape).to(latents) for v in (mean, spread))
-    return latents * spread / config.scaling_factor + mean

@@ -143,6 +143,28 @@ class MethodNotApplicable(Refusal):
         )
 
 
+class BadLayer(Refusal):
+    """A layer of a text encoder that does not exist, or that the pipeline does not read."""
+
+    def __init__(self, layer: int, ordinary: int, tower: str) -> None:
+        super().__init__(
+            f"The lens cannot look at layer {layer} of {tower}.",
+            remedy=f"Use 0 (what enters block 0) to {ordinary} (the ordinary picture).",
+            param="layers",
+        )
+
+
+class UnknownTower(Refusal):
+    """A text encoder that the model does not have."""
+
+    def __init__(self, name: str, known: str) -> None:
+        super().__init__(
+            f"The model has no text encoder {name!r}.",
+            remedy=f"Use one of: {known}.",
+            param="encoder",
+        )
+
+
 class PromptTooLong(Refusal):
     """A prompt that the text encoder would cut."""
 

@@ -3,7 +3,7 @@
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -11,15 +11,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.errors import MethodNotApplicable, PromptTooLong
+from models.errors import BadLayer, MethodNotApplicable, PromptTooLong, UnknownTower
 from models.hosted import HostedModel
 from models.method import modules_of
-from models.patch import Patch
+from models.patch import Exit, Patch
 
 Modality = Literal["text-to-image", "language", "vision-language"]
+
+
+Beside = Literal["blank", "full"]
+"""What the paths beside a tower that a row leaves early say: the empty prompt, or the whole one.
+
+Pooled vectors and other encoders would carry the full prompt around the layer that is looked at."""
 
 
 @dataclass(frozen=True)
@@ -30,38 +36,44 @@ class Conditioning:
         sequence: (rows, tokens, d).
         pooled: (rows, p), None where the family has none.
         sizes: (rows, 6) size and crop ids (SDXL).
+        mask: (rows, tokens), 1 where the denoiser may look; None where it looks everywhere.
+        guidance: (rows,) a guidance scale that the denoiser itself reads (distilled models).
     """
 
     sequence: Float[Tensor, "rows tokens d"]
     pooled: Float[Tensor, "rows p"] | None = None
     sizes: Float[Tensor, "rows 6"] | None = None
+    mask: Int[Tensor, "rows tokens"] | None = None
+    guidance: Float[Tensor, " rows"] | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """The same with every part changed alike."""
+        return Conditioning(*(None if p is None else change(p) for p in self.parts))  # type: ignore[arg-type]
 
     def row(self, i: int) -> "Conditioning":
         """One row, still with its batch axis."""
-        _, pooled, sizes = self._parts()
-        cut = slice(i, i + 1)
-        return Conditioning(
-            self.sequence[cut],
-            None if pooled is None else pooled[cut],
-            None if sizes is None else sizes[cut],
-        )
+        return self.each(lambda part: part[i : i + 1])
 
     @staticmethod
     def stack(rows: "Sequence[Conditioning]") -> "Conditioning":
         """Rows side by side; ValueError unless all come from one family."""
-        return Conditioning(
-            torch.cat([row.sequence for row in rows]),
-            _stacked([row.pooled for row in rows]),
-            _stacked([row.sizes for row in rows]),
-        )
+        columns = zip(*(row.parts for row in rows), strict=True)
+        return Conditioning(*(_stacked(column) for column in columns))  # type: ignore[arg-type]
+
+    @property
+    def layout(self) -> tuple[tuple[int, ...] | None, ...]:
+        """The shape of one row of each part: rows of one layout can share a batch."""
+        return tuple(None if part is None else tuple(part.shape[1:]) for part in self.parts)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(t.nbytes for t in self._parts() if t is not None)
+        return sum(t.nbytes for t in self.parts if t is not None)
 
-    def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.sequence, self.pooled, self.sizes
+    @property
+    def parts(self) -> tuple[Tensor | None, ...]:
+        """All parts, in the order of the fields."""
+        return self.sequence, self.pooled, self.sizes, self.mask, self.guidance
 
 
 def _stacked(parts: "Sequence[Tensor | None]") -> Tensor | None:
@@ -69,6 +81,36 @@ def _stacked(parts: "Sequence[Tensor | None]") -> Tensor | None:
     if there and len(there) < len(parts):
         raise ValueError("Rows of different layouts cannot share a batch.")
     return torch.cat(there) if there else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens:
+    """How the Diffusion Lens looks into one tower (Toker et al. 2024, section 3).
+
+    Attributes:
+        tower: Its name in stream sites.
+        ordinary: The layer that the pipeline itself reads, in the count of `hidden_states`: 0 is
+            what enters block 0, l what leaves block l - 1.
+        norm: What the pipeline does to that state: its final norm, or nothing.
+        beside: The other paths on which a prompt reaches the denoiser.
+    """
+
+    tower: str
+    ordinary: int
+    norm: Literal["final norm", "none"]
+    beside: tuple[str, ...] = ()
+
+    def exit(self, layer: int) -> Patch:
+        """The patch under which the encoder says what it knows at that layer.
+
+        Raises:
+            BadLayer: There is no such layer, or the pipeline does not read it.
+        """
+        if not 0 <= layer <= self.ordinary:
+            raise BadLayer(layer, self.ordinary, self.tower)
+        if layer == self.ordinary:
+            return Patch()
+        return Patch((Exit(tower=self.tower, after=layer - 1 if layer else None),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +175,17 @@ class TextToImage(Family):
 
     @abstractmethod
     def encode(
-        self, hosted: HostedModel, prompts: Sequence[str], patches: Sequence[Patch]
+        self,
+        hosted: HostedModel,
+        prompts: Sequence[str],
+        patches: Sequence[Patch],
+        beside: Sequence[Beside] = (),
     ) -> Conditioning:
-        """What the denoiser reads for these prompts under these patches, one row each."""
+        """What the denoiser reads for these prompts under these patches, one row each.
+
+        `beside` says per row what other paths carry where the row leaves a tower early; left out,
+        they are blank.
+        """
 
     @abstractmethod
     def encode_negative(
@@ -152,6 +202,54 @@ class TextToImage(Family):
         conditioning: Conditioning,
     ) -> Float[Tensor, "rows c h w"]:
         """One call of the denoiser, with a timestep per row."""
+
+    def lens(self, hosted: HostedModel, tower: str | None = None) -> Lens:
+        """How the lens looks into a tower; None is the family's first.
+
+        Raises:
+            MethodNotApplicable: The lens is not defined there, with the reason.
+            UnknownTower: The model has no such text encoder.
+        """
+        self.check_method("diffusion_lens")
+        lenses = self.lenses(hosted)
+        name = next(iter(lenses)) if tower is None else tower
+        if name not in lenses:
+            raise UnknownTower(name, ", ".join(lenses))
+        found = lenses[name]
+        if isinstance(found, str):
+            raise MethodNotApplicable("diffusion_lens", f"{name} of {self.title}", found)
+        return found
+
+    def lenses(self, hosted: HostedModel) -> Mapping[str, Lens | str]:  # noqa: ARG002
+        """Per text encoder how the lens looks into it, or the reason why it cannot."""
+        return {}
+
+    def is_guided(self, guidance: float) -> bool:
+        """Whether a row of this scale needs a negative beside it."""
+        return guidance > 1
+
+    def with_guidance(
+        self,
+        hosted: HostedModel,  # noqa: ARG002 - a distilled family asks its denoiser
+        conditioning: Conditioning,
+        guidance: float,  # noqa: ARG002
+    ) -> Conditioning:
+        """What the row reads at this scale; only distilled denoisers read the scale itself."""
+        return conditioning
+
+    def set_timesteps(
+        self,
+        hosted: HostedModel,  # noqa: ARG002 - a flow's schedule depends on the model and the size
+        scheduler: Any,
+        steps: int,
+        shape: tuple[int, int, int],  # noqa: ARG002
+    ) -> None:
+        """Set a row's fresh scheduler to so many steps for latents of that shape."""
+        scheduler.set_timesteps(steps)
+
+    def reading_key(self, hosted: HostedModel, text: str) -> str:  # noqa: ARG002
+        """What of a text an embedding depends on: the text itself, or the ids it becomes."""
+        return f"text:{text}"
 
     def guide(self, conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
         """Classifier-free guidance, `guidance` (rows, 1, 1, 1)."""

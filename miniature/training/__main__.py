@@ -5,7 +5,7 @@ interrupted training goes on. Two cores need about three hours, nearly all of it
 """
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,12 @@ from miniature.world import make_world
 
 BUILD = Path("build/miniature")
 CLIP_STEPS, BIND_STEPS, VAE_STEPS, JUDGE_STEPS = 2200, 1500, 2600, 2500
-DENOISER = Recipe(steps=8000)
+BANK_SEEDS = (1, 2, 3)
+LEGS = {
+    "unet-early": Recipe(steps=3750),
+    "unet": Recipe(steps=3000, rate=4e-4, seed=1),
+}
+"""The denoiser's legs: each begins where the one before it ended, with fresh moments."""
 
 
 def main() -> None:
@@ -34,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     world, bars = make_world(), _bars()
     with bars:
-        banks = [draw_bank(world, BUILD, 16_000, seed) for seed in (1, 2)]
+        banks = [draw_bank(world, BUILD, 16_000, seed) for seed in BANK_SEEDS]
         bank = Bank(np.concatenate([b.pixels for b in banks]), [p for b in banks for p in b.shown])
         words = BUILD / "words"
         if not words.exists():
@@ -65,9 +70,7 @@ def main() -> None:
             CLIPModel.from_pretrained(BUILD / "clip"),
             AutoencoderKL.from_pretrained(BUILD / "vae"),
         )
-        if not (BUILD / "unet").exists():
-            _denoiser(bars, Told(_latents(vae, bank), bank.shown), clip, tokenizer)
-        unet = UNet2DConditionModel.from_pretrained(BUILD / "unet")
+        unet = _denoiser(bars, lambda: Told(_latents(vae, bank), bank.shown), clip, tokenizer)
         save_pipeline(weights_path("text-to-image"), clip, vae, unet, words)
         if not (weights_path("judge") / "judge.safetensors").exists():
             drawn = draw_bank(world, BUILD, 12_000, 77, everything=True)
@@ -85,13 +88,25 @@ def _latents(vae: AutoencoderKL, bank: Bank) -> torch.Tensor:
     return autoencoder.encode(vae, bank, range(len(bank.shown))) * scale.scaling_factor
 
 
-def _denoiser(bars: Progress, told: Told, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    training = DenoiserTraining(make_world(), told, text_encoder_of(clip), tokenizer, DENOISER)
-    bar = bars.add_task("denoiser", total=DENOISER.steps)
-    for step in range(DENOISER.steps):
-        loss = training.step(step, warm_and_cosine(step / DENOISER.steps))
-        bars.update(bar, completed=step + 1, description=f"denoiser {loss:.4f}")
-    training.average.save_pretrained(BUILD / "unet")
+def _denoiser(
+    bars: Progress, told: Callable[[], Told], clip: CLIPModel, tokenizer: CLIPTokenizer
+) -> UNet2DConditionModel:
+    """All legs, each kept in a folder of its own."""
+    unet: UNet2DConditionModel | None = None
+    for name, recipe in LEGS.items():
+        if not (BUILD / name).exists():
+            training = DenoiserTraining(
+                make_world(), told(), text_encoder_of(clip), tokenizer, recipe, unet
+            )
+            bar = bars.add_task(name, total=recipe.steps)
+            for step in range(recipe.steps):
+                loss = training.step(step, warm_and_cosine(step / recipe.steps))
+                bars.update(bar, completed=step + 1, description=f"{name} {loss:.4f}")
+            training.average.save_pretrained(BUILD / name)
+        unet = UNet2DConditionModel.from_pretrained(BUILD / name)
+    if unet is None:
+        raise ValueError("The denoiser needs at least one leg")
+    return unet
 
 
 def _bars() -> Progress:

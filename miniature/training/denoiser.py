@@ -3,8 +3,6 @@
 import copy
 import math
 import random
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +81,7 @@ def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) ->
 
 
 class DenoiserTraining:
-    """One process's share of the training; `average_gradients` joins several."""
+    """One leg of the training; `begin` is where an earlier one ended, None a fresh denoiser."""
 
     def __init__(
         self,
@@ -92,13 +90,14 @@ class DenoiserTraining:
         encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         recipe: Recipe,
-        average_gradients: Callable[[list[Tensor]], None] = lambda _grads: None,
+        begin: UNet2DConditionModel | None = None,
     ) -> None:
         self.world, self.told, self.recipe = world, told, recipe
         self.encoder, self.tokenizer = encoder.eval(), tokenizer
-        self.join = average_gradients
-        torch.manual_seed(0)
+        torch.manual_seed(recipe.seed)
         self.unet: Any = make_unet()
+        if begin is not None:
+            self.unet.load_state_dict({n: t.float() for n, t in begin.state_dict().items()})
         self.unet.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.unet).requires_grad_(False)
         self.alphas = make_scheduler().alphas_cumprod
@@ -107,7 +106,6 @@ class DenoiserTraining:
         )
         self.draw = random.Random(recipe.seed)  # noqa: S311
         self.noise = torch.Generator().manual_seed(recipe.seed)
-        self.started = time.monotonic()
 
     def step(self, number: int, rate: float) -> float:
         """One update; returns the loss."""
@@ -116,7 +114,6 @@ class DenoiserTraining:
         loss = self._loss()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        self.join([p.grad for p in self.unet.parameters() if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimiser.step()
         decay = min(self.recipe.average, (number + 1) / (number + 10))

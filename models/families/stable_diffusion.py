@@ -13,10 +13,11 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from jaxtyping import Float
 from torch import Tensor
 
-from models.clip_pipelines import ClipPipeline, blanked, named_positions
-from models.family import Conditioning
+from models.clip_pipelines import ClipPipeline, named_positions
+from models.family import Beside, Conditioning
 from models.hosted import HostedModel
 from models.patch import Patch
+from models.pipelines import blanked
 from models.toys import (
     seeded,
     text_model_of,
@@ -60,7 +61,11 @@ class StableDiffusion(ClipPipeline):
 
     @torch.inference_mode()
     def encode(
-        self, hosted: HostedModel, prompts: Sequence[str], patches: Sequence[Patch]
+        self,
+        hosted: HostedModel,
+        prompts: Sequence[str],
+        patches: Sequence[Patch],
+        beside: Sequence[Beside] = (),  # noqa: ARG002 - the sequence is the only path
     ) -> Conditioning:
         """The normed last state at all positions, padded as the pipeline pads."""
         tower = hosted.text_towers["text_encoder"]

@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from models.clip_pipelines import ClipPipeline, blanked, named_positions, zeroed
-from models.family import Conditioning
+from models.clip_pipelines import ClipPipeline, named_positions, zeroed
+from models.family import Beside, Conditioning
 from models.hosted import HostedModel
 from models.patch import Exit, Patch
+from models.pipelines import blanked, leaving, read_by
 from models.site import block
 from models.toys import (
     seeded,
@@ -52,6 +53,9 @@ class StableDiffusionXL(ClipPipeline):
         "back_patch": "there are no visual tokens in a text encoder.",
     }
 
+    lens_norm = "none"
+    lens_beside = ("the other encoder", "the pooled vector of text_2")
+
     def reachable(self, blocks: int) -> range:
         """All but the last: the stream is read before it."""
         return range(blocks - 1)
@@ -62,23 +66,30 @@ class StableDiffusionXL(ClipPipeline):
 
     @torch.inference_mode()
     def encode(
-        self, hosted: HostedModel, prompts: Sequence[str], patches: Sequence[Patch]
+        self,
+        hosted: HostedModel,
+        prompts: Sequence[str],
+        patches: Sequence[Patch],
+        beside: Sequence[Beside] = (),
     ) -> Conditioning:
         """What enters both encoders' last blocks, side by side; the second's pooled vector.
 
-        The pooled vector is the full-depth one, also where a patch leaves an encoder early.
+        Where a row leaves one encoder early, the other and the pooled vector read what `beside`
+        says; they are always read at full depth.
         """
-        found = self._pass(hosted, prompts, patches)
-        if not any(isinstance(o, Exit) for patch in patches for o in patch):
+        texts = [read_by(tower, prompts, patches, beside) for tower in self.towers.values()]
+        found = self._pass(hosted, texts, patches)
+        if not any(map(leaving, patches)):
             return found
-        whole = self._pass(hosted, prompts, [patch.without(Exit) for patch in patches])
+        around = read_by("", prompts, patches, beside)
+        whole = self._pass(hosted, [around] * 2, [patch.without(Exit) for patch in patches])
         return Conditioning(found.sequence, whole.pooled)
 
     def _pass(
-        self, hosted: HostedModel, prompts: Sequence[str], patches: Sequence[Patch]
+        self, hosted: HostedModel, texts: Sequence[Sequence[str]], patches: Sequence[Patch]
     ) -> Conditioning:
         first, second = (hosted.text_towers[attribute] for attribute in self.towers)
-        tokens = [tower.tokens(prompts, pad="max") for tower in (first, second)]
+        tokens = [t.tokens(own, pad="max") for t, own in zip((first, second), texts, strict=True)]
         # Own capture: what the library records as hidden_states depends on the order of hooks.
         sites = [block(tower.tower, tower.n_blocks - 2) for tower in (first, second)]
         named = named_positions(tokens[0])

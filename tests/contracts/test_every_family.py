@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.family import FAMILIES, Family, TextToImage
+from models.errors import BadLayer
+from models.family import FAMILIES, Family, Lens, TextToImage
 from models.fingerprint import fingerprint
 from models.loading import load
 from models.patch import Exit, LowRank, Patch, Shift
@@ -29,17 +30,16 @@ def hosted(family, tmp_path_factory):
 def everything(hosted) -> Patch:
     """One operation of each verb that every tower can carry."""
     found = []
+    for tower, blocks in hosted.towers.items():
+        width = hosted.family.stream_width(hosted, tower)
+        found += [
+            Shift(site=f"{tower}.block.0", vector=torch.ones(width), positions=(1, 2)),
+            Exit(tower=tower, after=len(blocks) - 2),
+        ]
     for tower in hosted.text_towers.values():
         fc2 = tower.fc2(0)
-        found += [
-            LowRank(
-                site=tower.fc2_site(0),
-                left=torch.ones(fc2.out_features, 1) * 0.1,
-                right=torch.ones(1, fc2.in_features) * 0.1,
-            ),
-            Shift(site=f"{tower.tower}.block.0", vector=torch.ones(tower.width), positions=(1, 2)),
-            Exit(tower=tower.tower, after=tower.n_blocks - 2),
-        ]
+        change = {"left": torch.ones(fc2.out_features, 1), "right": torch.ones(1, fc2.in_features)}
+        found.append(LowRank(site=tower.fc2_site(0), **{n: 0.1 * t for n, t in change.items()}))
     return Patch(tuple(found))
 
 
@@ -75,12 +75,45 @@ def test_its_toy_is_small_and_quick(family, tmp_path):
     assert sum(f.stat().st_size for f in hosted.path.rglob("*")) < 3_000_000
 
 
-def test_every_linear_site_is_a_path_with_the_historic_name(hosted):
+def test_every_linear_site_is_a_path_below_its_encoder(family, hosted):
     for site, module in hosted.linears.items():
-        assert site.startswith(tuple(hosted.text_towers))
-        assert ".text_model.encoder.layers." in site or site.endswith("text_projection")
+        assert site.partition(".")[0] in family.towers
         assert isinstance(module, torch.nn.Linear)
-    assert all(t.fc2_site(0) in hosted.linears for t in hosted.text_towers.values())
+
+
+def test_facts_are_edited_at_the_historic_path_of_clips_second_linear(family, hosted):
+    for attribute, tower in hosted.text_towers.items():
+        assert tower.fc2_site(0) == f"{attribute}.text_model.encoder.layers.0.mlp.fc2"
+        assert tower.fc2_site(0) in hosted.linears
+    assert bool(hosted.text_towers) == (family.applies["refact"] is None)
+
+
+def looked_at(hosted) -> list[Lens]:
+    return [lens for lens in hosted.family.lenses(hosted).values() if isinstance(lens, Lens)]
+
+
+def test_the_lens_says_of_every_encoder_how_it_looks_or_why_it_cannot(family, hosted):
+    lenses = family.lenses(hosted)
+    assert set(lenses) == set(hosted.towers)
+    assert all(isinstance(lens, Lens) or lens.endswith(".") for lens in lenses.values())
+    assert bool(looked_at(hosted)) == (family.applies["diffusion_lens"] is None)
+
+
+def test_the_ordinary_layer_is_the_ordinary_reading_and_each_other_layer_another(family, hosted):
+    for lens in looked_at(hosted):
+        patches = [lens.exit(layer) for layer in range(lens.ordinary + 1)]
+        found = family.encode(hosted, ["a red cat"] * len(patches), patches)
+        plain = family.encode(hosted, ["a red cat"], [Patch()])
+        torch.testing.assert_close(found.sequence[-1:], plain.sequence, atol=1e-5, rtol=1e-5)
+        steps = (found.sequence[1:] - found.sequence[:-1]).abs().amax(dim=(1, 2))
+        assert bool((steps > 0.05).all()), steps
+
+
+@pytest.mark.parametrize("layer", [-1, 99])
+def test_a_layer_that_is_not_there_is_refused(hosted, layer):
+    for lens in looked_at(hosted):
+        with pytest.raises(BadLayer):
+            lens.exit(layer)
 
 
 def test_a_patched_row_leaves_the_row_beside_it_alone(family, hosted):

@@ -10,7 +10,7 @@ SHAPE = (4, 8, 8)
 
 
 def begin(hosted, sampler="ddim", steps=5, seed=0):
-    return samplers.begin(hosted.family, hosted, sampler, steps, seed)
+    return samplers.begin(hosted.family, hosted, sampler, steps, seed, SHAPE)
 
 
 def walked(sampling, said, start):

@@ -97,10 +97,10 @@ def test_a_change_behind_the_last_reachable_block_cannot_be_seen(tiny_sdxl):
 
 
 @pytest.mark.parametrize("after", [None, 0, 1, 2])
-def test_an_exit_gives_the_raw_stream_and_keeps_the_pooled_vector(tiny_sdxl, after):
+def test_an_exit_gives_the_raw_stream_and_other_paths_stay_full_if_asked(tiny_sdxl, after):
     family, leave = tiny_sdxl.family, Patch((Exit(tower="text_2", after=after),))
     plain = family.encode(tiny_sdxl, [PROMPT, PROMPT], [Patch(), Patch()])
-    found = family.encode(tiny_sdxl, [PROMPT, PROMPT], [leave, Patch()])
+    found = family.encode(tiny_sdxl, [PROMPT, PROMPT], [leave, Patch()], ["full", "blank"])
     site = "text_2.embedding" if after is None else f"text_2.block.{after}"
     tower = tiny_sdxl.text_towers["text_encoder_2"]
     with torch.no_grad(), tiny_sdxl.captured(site) as seen:
@@ -122,3 +122,14 @@ def test_sizes_and_crops_are_built_per_row(tiny_sdxl):
     given = family.denoise(tiny_sdxl, latents, steps, stated)
     torch.testing.assert_close(given[0], own[0], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(given[1], own[1], atol=1e-3)
+
+
+def test_beside_a_tower_that_is_left_early_nothing_says_the_prompt(tiny_sdxl):
+    family, leave = tiny_sdxl.family, Patch((Exit(tower="text_2", after=1),))
+    found = family.encode(tiny_sdxl, [PROMPT], [leave])
+    nothing = family.encode(tiny_sdxl, [""], [Patch()])
+    full = family.encode(tiny_sdxl, [PROMPT], [leave], ["full"])
+    assert torch.equal(found.sequence[..., :32], nothing.sequence[..., :32])
+    assert torch.equal(found.sequence[..., 32:], full.sequence[..., 32:])
+    assert found.pooled is not None and nothing.pooled is not None
+    assert torch.equal(found.pooled, nothing.pooled)
