@@ -110,6 +110,39 @@ class BadImage(Refusal):
         super().__init__(problem, remedy="Send PNG, JPEG or WebP files.", param="target_images")
 
 
+class BadPreprocessor(Refusal):
+    """The full CLIP's `preprocessor_config.json` cannot be followed."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            problem,
+            remedy="Put the file that belongs to this CLIP into its folder, or take it out.",
+            param="target_images",
+        )
+
+
+class BadTemplates(Refusal):
+    """Sentences of a user's file or a model's folder that a fact cannot be spoken in."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            problem,
+            remedy="Give nine sentences with one {} each: a JSON list, or one a line.",
+            param="templates",
+        )
+
+
+class BadOrder(Refusal):
+    """A `prompt_order` that does not order the prompts of this fit."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            problem,
+            remedy="Name prompts once each, 0 for the edit prompt; mode reference only.",
+            param="options.prompt_order",
+        )
+
+
 class BadDelta(Refusal):
     """A delta file that cannot be trusted."""
 

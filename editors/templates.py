@@ -1,10 +1,14 @@
 """Short sentences around a subject: where a fact shall hold, and where it is only measured."""
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
 
+from editors.errors import BadTemplates
 from models.hosted import HostedModel
 
 FITTED = (
@@ -47,18 +51,54 @@ NEUTRAL = (
 )  # fmt: skip
 
 
+REFERENCE = 9
+"""How many templates the reference has: five begin with the slot, four end with it."""
+_FILE_BYTES = 64 * 1024
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phrasebook:
-    """The sentences of one hosted model: fitted, held out for the report, and neutral captions."""
+    """The sentences of one hosted model.
+
+    Attributes:
+        fitted: In which a fact shall hold; one slot each.
+        held_out: In which it is only measured; one slot each.
+        neutral: Captions that are to stay as they are.
+        reference: What mode `reference` fits instead of `fitted`: the nine of a user's file, or
+            none, and then that mode is no parity with the reference.
+    """
 
     fitted: tuple[str, ...] = FITTED
     held_out: tuple[str, ...] = HELD_OUT
     neutral: tuple[str, ...] = NEUTRAL
+    reference: tuple[str, ...] = ()
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all sentences."""
-        return hashlib.sha256(repr((self.fitted, self.held_out, self.neutral)).encode()).hexdigest()
+    def __post_init__(self) -> None:
+        for name in ("fitted", "held_out", "reference"):
+            for sentence in getattr(self, name):
+                _check_slot(sentence, name)
+        if self.reference and len(set(self.reference)) != REFERENCE:
+            n = len(set(self.reference))
+            raise BadTemplates(f"The reference has {REFERENCE} different templates, not {n}.")
+
+    def of(self, mode: str) -> "Phrasebook":
+        """The book with the sentences that this mode fits as `fitted`."""
+        if self.origin(mode) == "own":
+            return self
+        return replace(self, fitted=self.reference)
+
+    def origin(self, mode: str) -> Literal["own", "file"]:
+        """Whose sentences this mode fits: ours or the model's own, or those of a user's file."""
+        return "file" if mode == "reference" and self.reference else "own"
+
+    def digests(self, mode: str) -> dict[str, str]:
+        """SHA-256 of the templates that the mode fits, of the held-out ones, of the captions."""
+        told = {
+            "templates": self.of(mode).fitted,
+            "held_out": self.held_out,
+            "captions": self.neutral,
+        }
+        return {n: hashlib.sha256(repr(t).encode()).hexdigest() for n, t in told.items()}
 
     def captions(self, words: Sequence[str], n: int = 20) -> tuple[str, ...]:
         """The first n neutral captions that share no content word with these texts."""
@@ -67,9 +107,58 @@ class Phrasebook:
 
 
 def phrasebook_of(hosted: HostedModel) -> Phrasebook:
-    """The model's own sentences (`templates` in its `tiller.json`), else ours."""
+    """The model's own sentences (`templates` in its `tiller.json`), else ours.
+
+    Raises:
+        BadTemplates: They are not what a phrasebook is made of.
+    """
     told = hosted.defaults.get("templates", {})
+    known = [f.name for f in fields(Phrasebook)]
+    for name, sentences in told.items():
+        if name not in known:
+            raise BadTemplates(f"{name!r} is none of {', '.join(known)}.")
+        if isinstance(sentences, str) or not all(isinstance(s, str) for s in sentences):
+            raise BadTemplates(f"{name!r} is not a list of sentences.")
     return Phrasebook(**{name: tuple(sentences) for name, sentences in told.items()})
+
+
+def with_reference(defaults: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """A model's defaults with the templates of the file as those of mode `reference`.
+
+    Raises:
+        BadTemplates: The file is not nine sentences with one slot each.
+    """
+    return {
+        **defaults,
+        "templates": {**defaults.get("templates", {}), "reference": read_templates(file)},
+    }
+
+
+def read_templates(file: Path) -> tuple[str, ...]:
+    """The nine templates of a user's file: a JSON list, or one a line.
+
+    Raises:
+        BadTemplates: It cannot be read, or is not nine different sentences with one `{}` each.
+    """
+    try:
+        if file.stat().st_size > _FILE_BYTES:
+            raise BadTemplates(f"{file.name} has more than {_FILE_BYTES} bytes.")
+        text = file.read_text(encoding="utf-8")
+        told = json.loads(text) if file.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as broken:
+        raise BadTemplates(f"{file.name} cannot be read: {broken}") from broken
+    if not isinstance(told, list) or not all(isinstance(s, str) for s in told):
+        raise BadTemplates(f"{file.name} is not a list of sentences.")
+    found = tuple(s.strip() for s in told if s.strip())
+    if not found:
+        raise BadTemplates(f"{file.name} is empty.")
+    return Phrasebook(reference=found).reference
+
+
+def _check_slot(sentence: str, where: str) -> None:
+    rest = sentence.replace("{}", "", 1)
+    if rest == sentence or "{" in rest or "}" in rest:
+        raise BadTemplates(f"{sentence!r} in {where} does not have exactly one {{}}.")
 
 
 def _content(text: str) -> set[str]:

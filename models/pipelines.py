@@ -183,7 +183,7 @@ def read_by(
 
     A tower's name that no row can leave ("") gives what the paths outside all towers read.
     """
-    policies = beside or ["blank"] * len(prompts)
+    policies: Sequence[Beside] = beside or ["blank"] * len(prompts)
     return [
         "" if (left := leaving(patch)) and tower not in left and policy == "blank" else prompt
         for prompt, patch, policy in zip(prompts, patches, policies, strict=True)
