@@ -112,8 +112,14 @@ class MomentStore:
         except (SafetensorError, KeyError, json.JSONDecodeError) as broken:
             raise BadMoment(f"{file.name} cannot be read: {broken}") from broken
         inner = tower.fc2(0).in_features
-        if header["recipe"] != recipe or tuple(total.shape) != (inner, inner):
-            raise BadMoment(f"{file.name} belongs to another tower, block or corpus.")
+        if header["recipe"] != recipe:
+            raise BadMoment(
+                f"{file.name} is of other keys: {_differing(header['recipe'], recipe)}."
+            )
+        if tuple(total.shape) != (inner, inner):
+            raise BadMoment(
+                f"{file.name} has shape {tuple(total.shape)}; keys have {inner} numbers."
+            )
         return Moment(total, int(header["count"]), recipe)
 
     def _write(self, key: str, moment: Moment) -> None:
@@ -124,6 +130,12 @@ class MomentStore:
         part = self.folder / f"{key}.part"
         part.write_bytes(save({"sum": moment.total.contiguous()}, metadata={"header": header}))
         part.replace(self.folder / f"{key}.safetensors")
+
+
+def _differing(found: dict[str, str], wanted: dict[str, str]) -> str:
+    """Each part of the recipe that differs: what the file has and what is needed."""
+    pairs = [(name, str(found.get(name)), told) for name, told in wanted.items()]
+    return "; ".join(f"{n} {a[:72]} instead of {b[:72]}" for n, a, b in pairs if a != b)
 
 
 def recipe_of(tower: TextTower, block: int, corpus: Corpus) -> dict[str, str]:
@@ -149,7 +161,9 @@ def collect(
         total += keys.mT @ keys
         count += len(keys)
         yield Progress(stage="moment", done=min(start + _BATCH, len(texts)), total=len(texts))
-    if not count or not bool(torch.isfinite(total).all()):
+    if count < inner:
+        raise BadMoment(f"{corpus.name} has {count} tokens; {inner} dimensions need more.")
+    if not bool(torch.isfinite(total).all()):
         raise BadMoment(f"The corpus {corpus.name} gave {count} keys, not all of them finite.")
     return Moment(total, count, recipe_of(tower, block, corpus))
 

@@ -6,21 +6,30 @@ a judged picture, and is never printed as one.
 
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from editors.delta import Delta, Factors
-from editors.errors import SubjectCut, SubjectMerges
-from editors.fact import Fact, Phrasing, last_subject_token
+from editors.fact import Fact, Phrasing
 from editors.joint import Named
-from editors.methods.refact import contexts
+from editors.methods.refact import contexts, in_space
+from editors.moment import WARN_BELOW, Corpus
+from editors.neighbours import (
+    PhraseBank,
+    PhraseBanks,
+    keys_at,
+    nearest,
+    place,
+    says_subject,
+    spoken,
+)
+from editors.pictures import embed_pictures
 from editors.progress import Progress
 from editors.suffix import embed_clean
 from editors.templates import Phrasebook, phrasebook_of
-from models.errors import SubjectNotFound
 from models.hosted import HostedModel
 from models.text_tower import TextTower
 
@@ -37,6 +46,28 @@ class Thresholds:
     leak: float = 0.15
 
 
+Group = Literal["asked", "near", "source", "target", "neutral"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """A sentence that was to stay as it is, and how nearly it did.
+
+    Attributes:
+        group: The request's (`asked`), by its key (`near`), the fact's own `source` or `target`,
+            or of the fixed set (`neutral`).
+        score: The larger of its change over a tenth of the edit prompt's own, and over its
+            distance to the target; for the target itself only the first. It holds up to 1.
+        rho: For `near`: how much its key overlaps with the edit's.
+    """
+
+    text: str
+    group: Group
+    score: float
+    held: bool
+    rho: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Text-side measures of one delta in one tower; see the specification for the definitions.
@@ -48,9 +79,12 @@ class Report:
         generality: Share of held-out contexts and phrasings nearer to the target than to before.
         reach: Median share of the value that arrives in held-out contexts.
         specificity: Share of neighbours that neither lean to the target nor move much.
+        neighbours: All that were measured, the worst first.
         leak: Root mean square change over the corpus, relative to the layer's own output.
         drift: Mean relative change of the states of neutral captions.
         conflicts: Live edits whose keys overlap by |rho| >= 0.5, with rho.
+        templates: Whose sentences were fitted: `own`, or those of a user's `file`.
+        warnings: What a reader of the numbers should know.
     """
 
     efficacy: float
@@ -61,7 +95,9 @@ class Report:
     specificity: float
     leak: float
     drift: float
-    neighbours: dict[str, float]
+    neighbours: tuple[Neighbour, ...]
+    templates: Literal["own", "file"] = "own"
+    warnings: tuple[str, ...] = ()
     conflicts: dict[str, float] = field(default_factory=dict)
     thresholds: Thresholds = field(default_factory=Thresholds)
 
@@ -84,32 +120,82 @@ class Report:
         """Whether the version may take an alias without `force`."""
         return not self.failed
 
+    @property
+    def by_group(self) -> dict[str, float]:
+        """Specificity of each group of neighbours alone."""
+        groups = sorted({n.group for n in self.neighbours})
+        return {g: _held([n for n in self.neighbours if n.group == g]) for g in groups}
+
+    @property
+    def worst(self) -> dict[str, float]:
+        """The five neighbours that changed most, with their scores."""
+        return {n.text: n.score for n in self.neighbours[:5]}
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**asdict(self), "passed": self.passed, "failed": list(self.failed)}
+        told = {"passed": self.passed, "failed": list(self.failed)}
+        return {**asdict(self), **told, "by_group": self.by_group, "worst": self.worst}
 
 
-def measure(
+def measure(  # noqa: PLR0913 - every part of the surroundings is stated by name
     hosted: HostedModel,
     fact: Fact,
     delta: Delta,
     *,
+    banks: PhraseBanks,
+    corpus: Corpus,
     others: Sequence[Named] = (),
     thresholds: Thresholds | None = None,
     book: Phrasebook | None = None,
 ) -> Generator[Progress, None, Report]:
     """Measure a delta; for two encoders, the worse value of each measure.
 
-    `others` are the live edits of the model: their keys are compared with the new ones.
+    Args:
+        hosted: The model that the delta was fitted on.
+        fact: What it was fitted to.
+        delta: The change.
+        banks: Phrases of corpora with their keys, shared by all measurements of a model.
+        corpus: Of the second moment; its phrases are neighbours.
+        others: The live edits of the model: their keys are compared, their subjects neighbours.
+        thresholds: What decides whether it passed.
+        book: The model's sentences; default: as `phrasebook_of` finds them.
     """
-    book, limits = book or phrasebook_of(hosted), thresholds or Thresholds()
-    reports = []
-    for number, tower in enumerate(hosted.text_towers.values()):
-        yield Progress(stage="report", done=number, total=len(hosted.text_towers))
+    limits, mode = thresholds or Thresholds(), str(delta.header.get("mode", ""))
+    whole = book or phrasebook_of(hosted)
+    space = str(delta.header.get("settings", {}).get("space", "projected"))
+    probes = []
+    for tower in hosted.text_towers.values():
         site = next(s for s in delta.factors if s.startswith(f"{tower.attribute}."))
-        reports.append(_Probe(hosted, tower, fact, delta, site, book).report(others, limits))
+        bank = yield from _bank(hosted, tower, site, corpus, banks, others)
+        seen = in_space(tower, space)
+        probes.append(_Probe(hosted, seen, fact, delta, site, whole.of(mode), bank))
+    reports = []
+    for number, probe in enumerate(probes):
+        yield Progress(stage="report", done=number, total=len(probes))
+        reports.append(probe.report(others, limits, whole.origin(mode)))
     yield Progress(stage="report", done=len(reports), total=len(reports))
     return _worst(reports)
+
+
+def _bank(  # noqa: PLR0913, PLR0917 - as above
+    hosted: HostedModel,
+    tower: TextTower,
+    site: str,
+    corpus: Corpus,
+    banks: PhraseBanks,
+    others: Sequence[Named],
+) -> Generator[Progress, None, PhraseBank | None]:
+    """The phrases around the site; None where no fact is written (an editor of another layer)."""
+    blocks = [b for b in range(tower.n_blocks) if tower.fc2_site(b) == site]
+    if not blocks:
+        return None
+    return (yield from banks.of(hosted, tower, blocks[0], corpus, _registered(others)))
+
+
+def _registered(others: Sequence[Named]) -> list[Phrasing]:
+    """The prompts of live edits; an imported adapter has none."""
+    facts = [o.delta.header["fact"] for o in others if o.delta.header.get("fact")]
+    return [Phrasing(prompt=f["prompt"], subject=f["subject"] or f["prompt"]) for f in facts]
 
 
 def _worst(reports: Sequence[Report]) -> Report:
@@ -119,16 +205,28 @@ def _worst(reports: Sequence[Report]) -> Report:
     good = ("efficacy", "moved", "generality", "reach", "specificity", "nearest")
     low = {n: min(getattr(r, n) for r in reports) for n in good}
     high = {n: max(getattr(r, n) for r in reports) for n in ("leak", "drift")}
-    conflicts = {k: v for r in reports for k, v in r.conflicts.items()}
+    kept: dict[str, Neighbour] = {}
+    for n in sorted((n for r in reports for n in r.neighbours), key=lambda n: -n.score):
+        kept.setdefault(spoken(n.text), n)
     return Report(
-        **low, **high, neighbours=first.neighbours, conflicts=conflicts, thresholds=first.thresholds
+        **low,
+        **high,
+        neighbours=tuple(kept.values()),
+        templates=first.templates,
+        warnings=tuple(dict.fromkeys(w for r in reports for w in r.warnings)),
+        conflicts={k: v for r in reports for k, v in r.conflicts.items()},
+        thresholds=first.thresholds,
     )
+
+
+def _held(neighbours: Sequence[Neighbour]) -> float:
+    return sum(n.held for n in neighbours) / max(1, len(neighbours))
 
 
 class _Probe:
     """One tower, one delta: what changes where."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - as `measure`
         self,
         hosted: HostedModel,
         tower: TextTower,
@@ -136,13 +234,17 @@ class _Probe:
         delta: Delta,
         site: str,
         book: Phrasebook,
+        bank: PhraseBank | None,
     ) -> None:
         self.hosted, self.tower, self.fact, self.book = hosted, tower, fact, book
+        self.bank = bank
         self.delta, self.site = delta, site
         self.factors: Factors = delta.factors[site]
         self.patch = delta.patch()
 
-    def report(self, others: Sequence[Named], limits: Thresholds) -> Report:
+    def report(
+        self, others: Sequence[Named], limits: Thresholds, templates: Literal["own", "file"]
+    ) -> Report:
         """Every measure."""
         fitted, held_out = self._fitted(), self._held_out()
         efficacy, nearest = self._efficacy()
@@ -153,10 +255,12 @@ class _Probe:
             moved=float(self._moved(fitted)[0].mean()),
             generality=float(self._moved(held_out)[1].float().mean()) if held_out else 1.0,
             reach=self._reach(held_out),
-            specificity=sum(v < 1.0 for v in neighbours.values()) / max(1, len(neighbours)),
+            specificity=_held(neighbours),
             leak=self._leak(),
             drift=self._drift(),
             neighbours=neighbours,
+            templates=templates,
+            warnings=self._warnings(),
             conflicts=self._conflicts(others),
             thresholds=limits,
         )
@@ -169,14 +273,17 @@ class _Probe:
         forms = [
             Phrasing(prompt=t.format(said.prompt), subject=said.subject) for t in self.book.held_out
         ]
-        return [p for p in (*forms, *self.fact.phrasings) if self._fits(p)]
+        return [p for p in (*forms, *self.fact.phrasings) if place(self.tower, p) is not None]
 
-    def _fits(self, phrasing: Phrasing) -> bool:
-        try:
-            last_subject_token(self.tower, phrasing)
-        except (SubjectCut, SubjectMerges, SubjectNotFound):
-            return False
-        return True
+    def _warnings(self) -> tuple[str, ...]:
+        moment = self.delta.header.get("fit", {}).get(self.tower.attribute, {}).get("moment", {})
+        tokens = moment.get("per_dimension", WARN_BELOW)
+        if tokens >= WARN_BELOW:
+            return ()
+        told = (
+            f"{tokens:.0f} tokens per dimension; below {WARN_BELOW} the sample shows in the edit."
+        )
+        return (f"The second moment of {self.tower.attribute} has {told}",)
 
     def _both(self, texts: Sequence[str]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Embeddings before and after, through the real LowRank path."""
@@ -185,26 +292,39 @@ class _Probe:
             after = embed_clean(self.hosted, self.tower, texts)
         return before, after
 
+    def _goals(self) -> Float[Tensor, "n d"]:
+        """What was aimed at: the target's text, or its pictures where there is no text."""
+        if self.fact.target.strip():
+            return embed_clean(self.hosted, self.tower, [self.fact.target])
+        return embed_pictures(self.hosted, self.tower, self.fact.target_images)
+
     def _efficacy(self) -> tuple[float, bool]:
-        fact = self.fact
+        """P(target) under the fit's own softmax, and whether nothing there is nearer.
+
+        Each picture has its own softmax, against the edit prompt as it was.
+        """
+        fact, goals = self.fact, self._goals()
         said = [fact.prompt, fact.target, *([fact.source] if fact.source else [])]
-        texts = list(
-            dict.fromkeys([fact.target, fact.prompt, *said[2:], *self.book.captions(said)])
-        )
-        candidates = embed_clean(self.hosted, self.tower, texts)
+        texts = [fact.prompt, *said[2:]]
+        if fact.target.strip():
+            texts += self.book.captions(said)
+        candidates = embed_clean(self.hosted, self.tower, list(dict.fromkeys(texts)))
         _, after = self._both([fact.prompt])
-        near = -torch.cdist(after, candidates)[0]
-        return float(torch.softmax(near, -1)[0]), int(near.argmax()) == 0
+        away = -torch.cdist(after, candidates)
+        near = torch.cat([-torch.cdist(after, goals).mT, away.expand(len(goals), -1)], dim=1)
+        return float(torch.softmax(near, -1)[:, 0].mean()), bool((near.argmax(1) == 0).all())
 
     def _moved(self, phrasings: Sequence[Phrasing]) -> tuple[Tensor, Tensor]:
         """Per context: 1 - d(after, goal) / d(before, goal), and d(after, goal) < d(after, before).
 
-        The goal is the same context, unedited, with the target in the subject's place.
+        The goal is the same context, unedited, with the target in the subject's place; or the
+        middle of its pictures.
         """
         before, after = self._both([p.prompt for p in phrasings])
-        goal = embed_clean(
-            self.hosted, self.tower, [_replaced(p, self.fact.target) for p in phrasings]
-        )
+        goal = self._goals().mean(0, keepdim=True)
+        if self.fact.target.strip():
+            said = [_replaced(p, self.fact.target) for p in phrasings]
+            goal = embed_clean(self.hosted, self.tower, said)
         left = torch.linalg.vector_norm(after - goal, dim=-1)
         away = torch.linalg.vector_norm(before - goal, dim=-1).clamp_min(1e-9)
         return 1 - left / away, left < torch.linalg.vector_norm(after - before, dim=-1)
@@ -220,30 +340,51 @@ class _Probe:
         return float(shares.median())
 
     def _keys(self, phrasings: Sequence[Phrasing]) -> Float[Tensor, "n inner"]:
-        tokens = self.tower.tokens([p.prompt for p in phrasings])
-        at = torch.tensor([last_subject_token(self.tower, p) for p in phrasings])
-        with torch.no_grad(), self.hosted.captured(self.site) as seen:
-            self.tower.module(input_ids=tokens.ids.to(self.hosted.device))
-        return _one(seen[self.site])[torch.arange(len(at)), at].double().cpu()
+        placed = [(p, at) for p in phrasings if (at := place(self.tower, p)) is not None]
+        return keys_at(self.hosted, self.tower, self.site, placed)
 
-    def _neighbours(self) -> dict[str, float]:
-        """Per neighbour: below 1 it neither leans to the target nor moves by more than a tenth.
+    def _surroundings(self) -> dict[str, tuple[Group, float | None]]:
+        """Each neighbour once, under the first group that names it, with its rho.
 
-        Neighbours are the request's, the source, and neutral captions.
+        A source that contains the subject is the subject: it is to change.
         """
         fact = self.fact
-        said = [fact.prompt, fact.target]
-        source = [fact.source] if fact.source else []
-        asked = [*fact.neighbours, *source, *self.book.captions(said, 40)]
-        texts = list(dict.fromkeys(asked))
-        if not texts:
-            return {}
-        before, after = self._both([*texts, fact.prompt])
-        goal = embed_clean(self.hosted, self.tower, [fact.target])
+        source = [fact.source] if fact.source and not says_subject(fact.source, fact) else []
+        target = [fact.target] if fact.target.strip() else []
+        neutral = ["", *self.book.captions([fact.prompt, fact.target], 40)]
+        measured = [*fact.neighbours, *source, *target]
+        near: dict[str, float] = {}
+        if self.bank is not None:
+            near = nearest(self.bank, self.factors, fact, without=measured)
+        groups: list[tuple[Group, dict[str, float | None]]] = [
+            ("target", dict.fromkeys(target)),
+            ("asked", dict.fromkeys(fact.neighbours)),
+            ("source", dict.fromkeys(source)),
+            ("near", dict(near)),
+            ("neutral", dict.fromkeys(neutral)),
+        ]
+        found: dict[str, tuple[Group, float | None]] = {}
+        known: set[str] = set()
+        for group, texts in groups:
+            for text, rho in texts.items():
+                if spoken(text) not in known:
+                    found[text] = (group, rho)
+                    known.add(spoken(text))
+        return found
+
+    def _neighbours(self) -> tuple[Neighbour, ...]:
+        """Every neighbour, the worst first: its change over what it may be."""
+        around = self._surroundings()
+        before, after = self._both([*around, self.fact.prompt])
         change = torch.linalg.vector_norm(after - before, dim=-1)
-        lean = change[:-1] / torch.linalg.vector_norm(after[:-1] - goal, dim=-1).clamp_min(1e-9)
         moved = change[:-1] / change[-1].clamp_min(1e-9) / 0.1
-        return {t: round(float(max(a, b)), 4) for t, a, b in zip(texts, lean, moved, strict=True)}
+        away = torch.cdist(after[:-1], self._goals()).amin(1)
+        lean = change[:-1] / away.clamp_min(1e-9)
+        found = [
+            _neighbour(text, group, rho, float(m), float(a))
+            for (text, (group, rho)), m, a in zip(around.items(), moved, lean, strict=True)
+        ]
+        return tuple(sorted(found, key=lambda n: -n.score))
 
     def _leak(self) -> float:
         """||d|| / sqrt(G) over the root mean square of the layer's own change, in closed form.
@@ -294,6 +435,17 @@ class _Probe:
             if rho >= 0.5:
                 found[other.name] = round(rho, 4)
         return found
+
+
+def _neighbour(text: str, group: Group, rho: float | None, moved: float, lean: float) -> Neighbour:
+    leans = group != "target" and lean >= 1
+    return Neighbour(
+        text=text,
+        group=group,
+        score=round(moved if group == "target" else max(moved, lean), 4),
+        held=moved <= 1 and not leans,
+        rho=None if rho is None else round(rho, 4),
+    )
 
 
 def _replaced(phrasing: Phrasing, target: str) -> str:

@@ -111,7 +111,7 @@ class Embeddings:
                 said = self.family.encode_negative(self.hosted, negatives, patches)
             else:
                 texts = [reading.text or "" for reading in readings]
-                beside = [reading.beside for reading in readings]
+                beside: list[Beside] = [reading.beside for reading in readings]
                 said = self.family.encode(self.hosted, texts, patches, beside)
         # In memory of its own: a view would keep the whole batch alive and be counted as one row.
         return [

@@ -183,11 +183,12 @@ def read_by(
 
     A tower's name that no row can leave ("") gives what the paths outside all towers read.
     """
-    policies: Sequence[Beside] = beside or ["blank"] * len(prompts)
-    return [
-        "" if (left := leaving(patch)) and tower not in left and policy == "blank" else prompt
-        for prompt, patch, policy in zip(prompts, patches, policies, strict=True)
-    ]
+    found = []
+    for row, (prompt, patch) in enumerate(zip(prompts, patches, strict=True)):
+        left = leaving(patch)
+        blank = left and tower not in left and (not beside or beside[row] == "blank")
+        found.append("" if blank else prompt)
+    return found
 
 
 def blanked(prompts: Sequence[str | None]) -> list[str]:

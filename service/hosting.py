@@ -22,7 +22,9 @@ from editors import joint, lora, report
 from editors.delta import Delta, header_of
 from editors.fact import last_subject_token
 from editors.moment import Corpus, MomentStore
+from editors.neighbours import PhraseBanks
 from editors.progress import Progress
+from editors.templates import phrasebook_of, with_reference
 from engines.diffusion import DiffusionEngine
 from engines.errors import Draining
 from engines.request import Cancelled, Failed, Finished, ImageRequest, Step
@@ -64,6 +66,11 @@ class ImageHost:
             projection=model.projection or None,
             cache=settings.home / "fingerprints",
         )
+        if model.refact.templates:
+            self.hosted.defaults = with_reference(
+                self.hosted.defaults, Path(model.refact.templates)
+            )
+        phrasebook_of(self.hosted)  # what cannot be spoken is refused now, not at the first fit
         assert isinstance(self.hosted.family, TextToImage)  # noqa: S101 - the engine says it too
         self.family = self.hosted.family
         self.engine = DiffusionEngine(
@@ -76,6 +83,7 @@ class ImageHost:
         )
         self.deltas = DigestStore(registry.edits.blob, Delta.read, model.store_bytes)
         self.moments = MomentStore(settings.home / "moments")
+        self.banks = PhraseBanks(self.moments)
         self.compositions = _Compositions(self.hosted, self.deltas.get)
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs)
         self.started = int(time.time())
@@ -147,6 +155,10 @@ class ImageHost:
         for tower in self.hosted.text_towers.values():
             for phrasing in (fact.spoken, *fact.phrasings):
                 await asyncio.to_thread(last_subject_token, tower, phrasing)
+        # An editor may know, before a job is made, what no fit of its own could write.
+        check = getattr(method_of(payload, self.hosted), "check", None)
+        if check is not None:
+            await asyncio.to_thread(check, self.hosted, fact)
 
     async def export(self, digest: str, form: Literal["peft", "diffusers"]) -> bytes:
         """An edit as an adapter for other programs."""
@@ -180,11 +192,14 @@ class ImageHost:
     def _fitting(
         self, fact: Any, method: Any, others: list[joint.Named]
     ) -> Generator[Progress, None, tuple[Delta, bool]]:
-        delta = yield from method.fit(self.hosted, fact, self.moments, self._corpus())
+        corpus = self._corpus()
+        delta = yield from method.fit(self.hosted, fact, self.moments, corpus)
         measured = yield from report.measure(
             self.hosted,
             fact,
             delta,
+            banks=self.banks,
+            corpus=corpus,
             others=others,
             thresholds=report.Thresholds(**self.settings.thresholds.model_dump()),
         )

@@ -34,7 +34,12 @@ from service.settings import Jobs, Limits
 
 FIT = "fit_edit"
 _BEAT_SECONDS = 0.25
-_SHARES = {"moment": (0.0, 0.3), "fit": (0.3, 0.8), "report": (0.8, 1.0)}
+_SHARES = {
+    "moment": (0.0, 0.3),
+    "fit": (0.3, 0.8),
+    "neighbours": (0.8, 0.9),
+    "report": (0.9, 1.0),
+}
 """How much of the whole each stage is, roughly: for a bar, not for a bill."""
 
 

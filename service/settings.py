@@ -53,6 +53,13 @@ class Corpus(Section):
     """How many tokens to read; 0: the editor's default."""
 
 
+class Refact(Section):
+    """What the ReFACT editor of one model is given by its operator."""
+
+    templates: str = ""
+    """The nine templates of mode `reference`, JSON or text; empty: our own, and no parity."""
+
+
 class Model(Section):
     """One hosted model."""
 
@@ -85,6 +92,7 @@ class Model(Section):
     projection: str = ""
     """A full CLIP whose text tower is the pipeline's, for fact edits; empty: `clip/` inside."""
     corpus: Corpus = Corpus()
+    refact: Refact = Refact()
 
 
 class Limits(Section):

@@ -6,22 +6,22 @@ right) and `reference` (the released code's arithmetic). Not covered: T5 encoder
 is refused. The fit never changes the model: it reads a clean pass and runs the later blocks alone.
 """
 
-import io
+import hashlib
 import math
-from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MaxLen
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from editors.delta import Delta, Factors
 from editors.errors import (
     AlreadyTrue,
     BadImage,
+    BadOrder,
     NoProjection,
     NoPull,
     NotFinite,
@@ -32,11 +32,12 @@ from editors.errors import (
 from editors.fact import Fact, Phrasing, last_subject_token
 from editors.moment import Corpus, Moment, MomentStore
 from editors.objective import Similarity, belief, decay, pull, similarities
+from editors.pictures import embed_pictures, vision_of
 from editors.progress import Progress
 from editors.rank_one import joint, solve_keys
 from editors.suffix import Clean, Suffix, clean_pass, embed_clean
 from editors.templates import Phrasebook, phrasebook_of
-from models.errors import MethodNotApplicable
+from models.errors import MethodNotApplicable, SubjectNotFound
 from models.hosted import HostedModel
 from models.method import Method
 from models.text_tower import TextTower
@@ -68,6 +69,8 @@ class Refact(Method):
     negatives: Annotated[int, Ge(0), Le(40)] = 20
     """Neutral captions among the negatives (mode corrected)."""
     space: Literal["projected", "eos_state"] = "projected"
+    prompt_order: Annotated[tuple[Annotated[int, Ge(0), Le(9)], ...], MaxLen(10)] = ()
+    """Mode reference: which prompts come first, 0 for the edit prompt; the first gives v0."""
     kind: Literal["refact"] = "refact"
 
     def fit(
@@ -82,22 +85,33 @@ class Refact(Method):
 
         Raises:
             MethodNotApplicable, UnreadableLayer, NoProjection: The model cannot take this edit.
-            SubjectNotFound, SubjectCut, SubjectMerges, BadImage: The request is to blame.
+            SubjectNotFound, SubjectCut, SubjectMerges, BadImage, BadOrder: The request is to blame.
             AlreadyTrue, NoPull, NotFinite, BadMoment: The fit found that there is no edit.
         """
-        reason = hosted.family.applies.get(self.kind, "the family does not name it")
-        if reason is not None:
-            raise MethodNotApplicable(self.kind, hosted.family.kind, reason)
         book = book or phrasebook_of(hosted)
         factors: dict[str, Factors] = {}
         fits: dict[str, Any] = {}
-        for attribute, tower in hosted.text_towers.items():
-            one = _Fit(self, hosted, tower, fact, book)
-            moment = yield from moments.load_or_collect(tower, one.block, corpus, hosted)
+        for one in self._fits(hosted, fact, book):
+            moment = yield from moments.load_or_collect(one.tower, one.block, corpus, hosted)
             found, notes = yield from one.run(moment)
-            factors[tower.fc2_site(one.block)] = found
-            fits[attribute] = {**notes, "moment": _about(moment)}
+            factors[one.tower.fc2_site(one.block)] = found
+            fits[one.tower.attribute] = {**notes, "moment": _about(moment)}
         return Delta(_header(self, hosted, fact, book, fits, sorted(factors)), factors)
+
+    def check(self, hosted: HostedModel, fact: Fact) -> None:
+        """Refuse, without a pass through the model, what no fit could write.
+
+        Raises:
+            MethodNotApplicable, UnreadableLayer, NoProjection, SubjectNotFound, SubjectCut,
+                SubjectMerges, BadImage, BadOrder: As `fit`.
+        """
+        self._fits(hosted, fact, phrasebook_of(hosted))
+
+    def _fits(self, hosted: HostedModel, fact: Fact, book: Phrasebook) -> list["_Fit"]:
+        reason = hosted.family.applies.get(self.kind, "the family does not name it")
+        if reason is not None:
+            raise MethodNotApplicable(self.kind, hosted.family.kind, reason)
+        return [_Fit(self, hosted, t, fact, book) for t in hosted.text_towers.values()]
 
 
 class _Fit:
@@ -106,7 +120,8 @@ class _Fit:
     def __init__(
         self, settings: Refact, hosted: HostedModel, tower: TextTower, fact: Fact, book: Phrasebook
     ) -> None:
-        self.settings, self.hosted, self.tower, self.fact = settings, hosted, tower, fact
+        self.settings, self.hosted, self.fact = settings, hosted, fact
+        self.tower = in_space(tower, settings.space)
         self.block = default_block(tower) if settings.block is None else settings.block
         if self.block not in tower.reachable:
             raise UnreadableLayer(
@@ -114,8 +129,20 @@ class _Fit:
             )
         if settings.space == "projected" and tower.projection is None:
             raise NoProjection(hosted.name)
-        self.book = book
-        self.groups = [contexts(tower, p, book) for p in (fact.spoken, *fact.phrasings)]
+        self.pictured = bool(fact.target_images) or settings.objective in {"contrastive", "direct"}
+        if self.pictured:
+            self._check_pictures()
+        self.book = book.of(settings.mode)
+        said = (fact.spoken, *fact.phrasings)
+        self.groups = [contexts(self.tower, p, self.book) for p in said]
+        self.first = first_prompt(settings, len(self.groups[0]))
+
+    def _check_pictures(self) -> None:
+        if not self.fact.target_images:
+            raise BadImage("An image objective needs `target_images`.")
+        if self.settings.space != "projected":
+            raise BadImage("Pictures are embedded behind the projection; `space` leaves it out.")
+        vision_of(self.hosted, self.tower)
 
     def run(self, moment: Moment) -> Generator[Progress, None, tuple[Factors, dict[str, Any]]]:
         flat = [p for group in self.groups for p in group]
@@ -123,24 +150,23 @@ class _Fit:
         clean = clean_pass(self.hosted, self.tower, self.block, [p.prompt for p in flat], at)
         owner = torch.tensor([g for g, group in enumerate(self.groups) for _ in group])
         first = [int((owner == g).nonzero()[0]) for g in range(len(self.groups))]
-        start = clean.output[0]
-        # Phrasing j is to end at the same value: what is added there is v* - o_j.
-        offset = (start - clean.output[first])[owner]
-        targets, contrastive = self._targets(len(flat))
+        start = clean.output[self.first]
+        # Phrasing j is to end at the same value: what is added there is v* - o_j. The prompt's own
+        # contexts get the change itself, whichever of them gave the start value.
+        apart = start - clean.output[first]
+        apart[0] = 0
         suffix = Suffix(self.tower, self.block, clean)
-        change, notes = yield from self._descend(suffix, offset, start, targets, contrastive)
+        change, notes = yield from self._descend(suffix, apart[owner], start, self._targets())
         factors = self._write(clean, owner, first, start, change, moment)
         share = float(change.norm() / start.norm())
         return factors, {**notes, "block": self.block, "share": share, "norm": float(change.norm())}
 
-    def _targets(self, rows: int) -> tuple[Float[Tensor, "... t e"], bool]:
-        """(t, d): the target first, then what to move away from."""
-        s, fact = self.settings, self.fact
-        contrastive = s.objective in {"contrastive_text", "contrastive"}
-        if s.objective in {"contrastive", "direct"} or fact.target_images:
-            return self._image_targets(rows), contrastive
+    def _targets(self) -> Float[Tensor, "sets t e"]:
+        """Sets of a target and what to move away from: one for a text, one for each picture."""
+        if self.pictured:
+            return self._image_targets()
         texts = list(dict.fromkeys(self._texts()))
-        return embed_clean(self.hosted, self.tower, texts), contrastive
+        return embed_clean(self.hosted, self.tower, texts)[None]
 
     def _texts(self) -> list[str]:
         s, fact = self.settings, self.fact
@@ -151,44 +177,28 @@ class _Fit:
         own = [fact.prompt, *source]
         return [fact.target, *own, *self.book.captions(said, s.negatives)]
 
-    def _image_targets(self, rows: int) -> Float[Tensor, "t e"]:
-        del rows
-        clip: Any = self.hosted.clip
-        if clip is None:
-            raise BadImage(f"{self.hosted.name} has no vision tower for image targets.")
-        if not self.fact.target_images:
-            raise BadImage("An image objective needs `target_images`.")
-        seen = torch.stack(
-            [
-                _pixels(data, clip.config.vision_config.image_size)
-                for data in self.fact.target_images
-            ]
-        )
-        with torch.no_grad():
-            pooled = clip.vision_model(seen.to(clip.dtype)).pooler_output
-            images = clip.visual_projection(pooled).float()
-        away = embed_clean(self.hosted, self.tower, [self.fact.prompt])
-        return torch.cat([images.mean(0, keepdim=True), away])
+    def _image_targets(self) -> Float[Tensor, "sets 2 e"]:
+        images = embed_pictures(self.hosted, self.tower, self.fact.target_images)
+        away = embed_clean(self.hosted, self.tower, [self.fact.prompt]).expand_as(images)
+        return torch.stack([images, away], dim=1)
 
     def _descend(
         self,
         suffix: Suffix,
         offset: Float[Tensor, "p d"],
         start: Float[Tensor, " d"],
-        targets: Float[Tensor, "... t e"],
-        contrastive: bool,
+        targets: Float[Tensor, "sets t e"],
     ) -> Generator[Progress, None, tuple[Float[Tensor, " d"], dict[str, Any]]]:
         """Adam on one change for all prompts; see refact.md section 3.4."""
-        s = self.settings
+        s, contrastive = self.settings, self.settings.objective.startswith("contrastive")
         change = torch.zeros_like(start, requires_grad=True)
         optimiser = torch.optim.Adam([change], lr=s.rate)
         radius, curve, said, clamped = s.clamp * float(start.norm()), [], 0.0, False
         for step in range(s.steps):
-            scores = similarities(
-                suffix.embed(change + offset), targets, s.similarity, self.tower.logit_scale or 1.0
-            )
-            loss = pull(scores, contrastive) + s.decay * decay(change, start)
-            said = belief(scores) if scores.shape[1] > 1 else 0.0
+            embedded, scale = suffix.embed(change + offset), self.tower.logit_scale or 1.0
+            scores = [similarities(embedded, t, s.similarity, scale) for t in targets]
+            loss = _pulled(scores, contrastive) + s.decay * decay(change, start)
+            said = sum(map(belief, scores)) / len(scores) if len(targets[0]) > 1 else 0.0
             curve.append(float(loss.detach()))
             if not math.isfinite(curve[-1]):
                 raise NotFinite("The loss")
@@ -259,15 +269,15 @@ def _keys_of(
 
 
 def contexts(tower: TextTower, phrasing: Phrasing, book: Phrasebook) -> list[Phrasing]:
-    """The prompt itself, then the fitted templates that take it whole and unmerged."""
+    """The prompt itself, then the fitted templates that take it whole, once and unmerged."""
     found = [phrasing]
     last_subject_token(tower, phrasing)
     for template in book.fitted:
         filled = Phrasing(prompt=template.format(phrasing.prompt), subject=phrasing.subject)
         try:
             last_subject_token(tower, filled)
-        except SubjectMerges:
-            continue
+        except (SubjectMerges, SubjectNotFound):
+            continue  # the template's own words get in the way of the subject
         except SubjectCut:
             raise SubjectCut(
                 filled.prompt, tower.count(filled.prompt) - 2, tower.max_length - 2
@@ -283,17 +293,31 @@ def default_block(tower: TextTower) -> int:
     return _BLOCKS.get(depth, min(round(0.6 * depth), tower.reachable.stop - 1))
 
 
-def _pixels(data: bytes, side: int) -> Float[Tensor, "3 side side"]:
-    try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > 4096 * 4096:
-            raise BadImage("An image target has more than 16 megapixels.")
-        square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as broken:
-        raise BadImage(f"An image target cannot be decoded: {type(broken).__name__}.") from broken
-    import numpy as np
+def in_space(tower: TextTower, space: str) -> TextTower:
+    """The tower as its embeddings are compared: `eos_state` leaves the projection out."""
+    return replace(tower, projection=None) if space == "eos_state" else tower
 
-    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+def first_prompt(s: Refact, prompts: int) -> int:
+    """Which prompt gives the start value; in the reference's code whichever hashing put first.
+
+    Raises:
+        BadOrder: The order does not fit the prompts, or the mode has none.
+    """
+    order = tuple(s.prompt_order)
+    if not order:
+        return 0
+    if s.mode != "reference":
+        raise BadOrder(f"In mode {s.mode} the edit prompt always gives the start value.")
+    if len(set(order)) < len(order) or max(order) >= prompts:
+        raise BadOrder(f"The order {list(order)} does not fit the {prompts} prompts of this fit.")
+    return order[0]
+
+
+def _pulled(scores: Sequence[Float[Tensor, "p t"]], contrastive: bool) -> Float[Tensor, ""]:
+    """Summed over the sets where each has its own softmax, else their mean."""
+    pulls = torch.stack([pull(s, contrastive) for s in scores])
+    return pulls.sum() if contrastive else pulls.mean()
 
 
 def _about(moment: Moment) -> dict[str, Any]:
@@ -316,8 +340,6 @@ def _header(
 ) -> dict[str, Any]:
     said = asdict(fact)
     images = said.pop("target_images")
-    import hashlib
-
     return {
         "method": s.kind,
         "mode": s.mode,
@@ -330,7 +352,8 @@ def _header(
         },
         "fact": {**said, "target_images": [hashlib.sha256(i).hexdigest() for i in images]},
         "fit": fits,
-        "templates": book.digest,
+        "templates": book.origin(s.mode),
+        "sentences": book.digests(s.mode),
     }
 
 
