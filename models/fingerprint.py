@@ -8,7 +8,7 @@ beside the files' size and time; `HostedModel.verify` reads again.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,26 @@ def fingerprint(folder: Path, cache: Path | None = None) -> str:
         NotSafetensors: The folder has no safetensors.
     """
     files = _files(folder)
-    if cache is None:
-        return _compute(folder, files)
-    side = cache / f"{_stamp(folder, files)}.fingerprint"
-    if not side.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        part = side.with_suffix(f".{os.getpid()}.part")
-        part.write_text(_compute(folder, files))
-        part.replace(side)
-    return side.read_text()
+    stamp = _stamp(folder, [*files, folder / "config.json"])
+    return _remembered(cache, stamp, lambda: _compute(folder, files))
+
+
+def folder_digest(folder: Path, cache: Path | None = None) -> str:
+    """SHA-256 of everything in a pipeline's folder that decides how its pictures look.
+
+    The fingerprint covers the text encoders, which is what edits are made for; this one covers the
+    denoiser, the decoder, the tokenizers and the configurations as well, file by file.
+
+    Args:
+        folder: As `save_pretrained` of a pipeline leaves it.
+        cache: Where earlier results lie.
+    """
+    kept = (".safetensors", ".json", ".txt", ".model")
+    index = folder / "model_index.json"
+    parts = [folder / name for name, said in json.loads(index.read_text()).items() if said]
+    found = (p for part in parts if part.is_dir() for p in part.rglob("*") if p.suffix in kept)
+    files = [index, *sorted(found)]
+    return _remembered(cache, _stamp(folder, files), lambda: _content(folder, files))
 
 
 def joined(parts: Mapping[str, str]) -> str:
@@ -82,6 +93,27 @@ def _files(folder: Path) -> list[Path]:
     return [folder / "model.safetensors"]
 
 
+def _remembered(cache: Path | None, stamp: str, compute: Callable[[], str]) -> str:
+    if cache is None:
+        return compute()
+    side = cache / f"{stamp}.fingerprint"
+    if not side.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        part = side.with_suffix(f".{os.getpid()}.part")
+        part.write_text(compute())
+        part.replace(side)
+    return side.read_text()
+
+
+def _content(folder: Path, files: Sequence[Path]) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        found.update(f"{digest} {file.relative_to(folder).as_posix()}\n".encode())
+    return found.hexdigest()
+
+
 def _compute(folder: Path, files: list[Path]) -> str:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     stated = {key: config[key] for key in _ARCHITECTURE if key in config}
@@ -101,8 +133,8 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(head + bytes_of(tensor)).hexdigest()
 
 
-def _stamp(folder: Path, files: list[Path]) -> str:
+def _stamp(folder: Path, files: Sequence[Path]) -> str:
     marks = [
-        (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in (*files, folder / "config.json")
+        (f.relative_to(folder).as_posix(), f.stat().st_size, f.stat().st_mtime_ns) for f in files
     ]
     return hashlib.sha256(repr((str(folder.resolve()), marks)).encode()).hexdigest()

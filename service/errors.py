@@ -268,6 +268,26 @@ class PortTaken(Refusal):
         )
 
 
+class NoRecipe(Refusal):
+    """A picture that does not say how it was drawn cannot be drawn again."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"The picture does not say how it was drawn. {why}",
+            remedy="Use the file as the service gave it; `picture_metadata` may be off there.",
+        )
+
+
+class OtherWeights(Refusal):
+    """A picture of other weights than those that are hosted now."""
+
+    def __init__(self, model: str, differences: str) -> None:
+        super().__init__(
+            f"The picture was drawn by other weights than {model} has here. {differences}",
+            remedy="Host those weights, name their model, or force it to see another picture.",
+        )
+
+
 class ClientLeft(Refusal):
     """The caller hung up; its rows are free again. Seen in logs only."""
 

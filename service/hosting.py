@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import miniature
 from editors import joint, lora, report
@@ -31,10 +32,12 @@ from engines.request import Cancelled, Failed, Finished, ImageRequest, Step
 from engines.store import DigestStore
 from models.errors import MethodNotApplicable
 from models.family import TextToImage
+from models.fingerprint import folder_digest
 from models.hosted import HostedModel
 from models.loading import load
 from models.patch import Patch
 from service.jobs import JobRunner, Ticket, fact_of, method_of
+from service.recipe import Recipe
 from service.registry import Registry
 from service.registry.errors import NoReadyVersion, VersionBlocked, VersionRetired
 from service.settings import Model, Settings
@@ -86,6 +89,7 @@ class ImageHost:
         self.banks = PhraseBanks(self.moments)
         self.compositions = _Compositions(self.hosted, self.deltas.get)
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs)
+        self.pipeline = folder_digest(self.hosted.path, settings.home / "fingerprints")
         self.started = int(time.time())
 
     def start(self) -> None:
@@ -94,26 +98,29 @@ class ImageHost:
 
     async def card(self) -> Mapping[str, Any]:
         """What the model is."""
-        return await asyncio.to_thread(functools.partial(describe, self.hosted, self.started))
+        told = await asyncio.to_thread(functools.partial(describe, self.hosted, self.started))
+        hosting = {"pipeline": self.pipeline, "mode": self.model.mode, "slots": self.model.slots}
+        return {**told, **hosting}
 
     async def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
         """Draw the order's pictures; closing the iterator frees their rows."""
         composed = await asyncio.to_thread(self.compositions.of, order.edits)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
-        tickets = []
+        tickets, rows = [], self._rows(order, composed.patch)
 
         def happened(index: int, event: Any) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
         try:
-            for i, request in enumerate(self._rows(order, composed.patch)):
+            for i, request in enumerate(rows):
                 tickets.append(self.engine.submit(request, functools.partial(happened, i)))
             yield _composed(composed)
             open_rows = len(tickets)
             while open_rows:
                 index, event = await events.get()
-                told = await asyncio.to_thread(_told, index, event, order)
+                says = functools.partial(self._says, rows[index], order)
+                told = await asyncio.to_thread(_told, index, event, order, says)
                 open_rows -= isinstance(told, Drawn)
                 if told is not None:
                     yield told
@@ -145,6 +152,41 @@ class ImageHost:
             )
             for i, seed in enumerate(order.seeds)
         ]
+
+    def _says(
+        self, row: ImageRequest, order: ImageOrder, event: Step | Finished
+    ) -> Mapping[str, str]:
+        """The text that a picture carries: how it was drawn; nothing if the operator wants that."""
+        if not self.settings.server.picture_metadata:
+            return {}
+        stood: dict[str, Any] = {}
+        if isinstance(event, Step):
+            stood["done"] = event.done
+        elif event.mode == "fast":
+            # It moves no bit in exact mode: there, the same request gives the same file.
+            stood = {"slot": event.slot, "batch": event.batch}
+        return Recipe(
+            prompt=row.prompt,
+            negative_prompt=row.negative_prompt,
+            negative_edits=order.negative_edits,
+            seed=row.seed,
+            steps=row.steps,
+            guidance_scale=row.guidance,
+            sampler=row.sampler,
+            size=f"{row.width}x{row.height}",
+            model=self.name,
+            fingerprint=self.hosted.fingerprint,
+            pipeline=self.pipeline,
+            edits=tuple(
+                {"name": e.label, "digest": e.digest, "strength": e.strength} for e in order.edits
+            ),
+            patch=row.patch.digest,
+            mode=self.model.mode,
+            slots=self.model.slots,
+            dtype=self.model.dtype,
+            device=str(self.hosted.device),
+            **stood,
+        ).chunks()
 
     async def check_fact(self, payload: Mapping[str, Any]) -> None:
         """Refuse a fact that no fit could write into this model."""
@@ -276,16 +318,20 @@ def _composed(composition: joint.Composition) -> Composed:
     )
 
 
-def _told(index: int, event: Any, order: ImageOrder) -> StepDone | Drawn | None:
+Says = Callable[[Step | Finished], Mapping[str, str]]
+"""The text of the picture that an event brings."""
+
+
+def _told(index: int, event: Any, order: ImageOrder, says: Says) -> StepDone | Drawn | None:
     """An engine's event as the host tells it; a refusal is raised."""
     match event:
         case Step(done=done, total=total, preview=preview):
             if not order.steps_told:
                 return None
-            png = None if preview is None else png_of(preview)
+            png = None if preview is None else png_of(preview, says(event))
             return StepDone(index=index, done=done, total=total, preview=png)
         case Finished():
-            return _drawn(index, event, order)
+            return _drawn(index, event, order, says(event))
         case Failed(why=refusal):
             raise refusal
         case Cancelled():
@@ -293,7 +339,7 @@ def _told(index: int, event: Any, order: ImageOrder) -> StepDone | Drawn | None:
     return None
 
 
-def _drawn(index: int, finished: Finished, order: ImageOrder) -> Drawn:
+def _drawn(index: int, finished: Finished, order: ImageOrder, text: Mapping[str, str]) -> Drawn:
     height, width = finished.image.shape[:2]
     facts = {
         "seed": finished.seed,
@@ -301,19 +347,23 @@ def _drawn(index: int, finished: Finished, order: ImageOrder) -> Drawn:
         "picture_height": height,
         "mode": finished.mode,
         "slots": finished.slots,
+        "slot": finished.slot,
+        "batch": finished.batch,
         "rows_changed": int(finished.tokens_changed > 0),
         "tokens_changed": finished.tokens_changed,
         "prompt_cached": finished.cached,
         "seconds": round(finished.seconds, 4),
         "negative_edits": order.negative_edits,
     }
-    return Drawn(index=index, png=png_of(finished.image), facts=facts)
+    return Drawn(index=index, png=png_of(finished.image, text), facts=facts)
 
 
-def png_of(image: Any) -> bytes:
-    """(height, width, 3) bytes as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+def png_of(image: Any, text: Mapping[str, str] | None = None) -> bytes:
+    """(height, width, 3) bytes as PNG, with text chunks if there are any."""
+    buffer, chunks = io.BytesIO(), PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_itxt(key, value)
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 

@@ -55,6 +55,8 @@ def applied(
         "model": wanted.model,
         "variant": wanted.variant,
         "fingerprint": card["fingerprint"],
+        "pipeline": card["pipeline"],
+        "mode": card["mode"],
         "edits": [e.as_dict() for e in wanted.edits],
         "patch": composed.patch,
         "exact": composed.exact,

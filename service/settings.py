@@ -33,6 +33,8 @@ class Server(Section):
     drain_seconds: Annotated[float, Ge(0)] = 60.0
     request_seconds: Annotated[float, Gt(0)] = 300.0
     """The longest a picture may take, queueing included."""
+    picture_metadata: bool = True
+    """Whether pictures carry their prompt, edits and settings as PNG text."""
     public_url: str = ""
     """What picture addresses begin with; empty: as the client called us."""
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from models.errors import NotSafetensors, WrongBase
-from models.fingerprint import fingerprint
+from models.fingerprint import fingerprint, folder_digest
 from models.loading import load
 
 
@@ -91,3 +91,21 @@ def test_verifying_reads_the_files_again(tiny_sd_folder, tmp_path):
 def test_a_folder_without_safetensors_has_none(tmp_path):
     with pytest.raises(NotSafetensors):
         fingerprint(tmp_path)
+
+
+def test_the_whole_folder_is_another_if_only_its_denoiser_or_its_scheduler_is(
+    tiny_sd_folder, tmp_path
+):
+    here = shutil.copytree(tiny_sd_folder, tmp_path / "here")
+    before = folder_digest(here, tmp_path / "cache")
+    assert folder_digest(tiny_sd_folder) == before
+    (here / "clip" / "notes.json").write_text("{}")  # beside the pipeline, no part of it
+    assert folder_digest(here, tmp_path / "cache") == before
+    config = here / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.00085", "0.00086") + " ")
+    other = folder_digest(here, tmp_path / "cache")
+    assert other != before
+    weights = next((here / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    assert folder_digest(here, tmp_path / "cache") not in {before, other}
+    assert fingerprint(here / "text_encoder") == fingerprint(tiny_sd_folder / "text_encoder")
