@@ -9,6 +9,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from editors.errors import BadAdapter
 from models.hosted import HostedModel
 
 _ZIP_BYTES = 256 * 1024 * 1024
+_LARGEST = 1e6
+"""Of `r` and `lora_alpha`."""
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<path>.+?)\."
     r"(?:lora_(?P<side>[AB])(?:\.default)?|lora_linear_layer\.(?P<way>down|up))\.weight"
@@ -125,9 +128,36 @@ def _files(data: bytes, limits: Limits) -> list[tuple[str, dict[str, Tensor], di
         if name.endswith(".safetensors"):
             folder = name.rpartition("/")[0]
             config = f"{folder}/adapter_config.json".lstrip("/")
-            told = json.loads(archive.read(config)) if config in archive.namelist() else {}
-            found.append((folder.rpartition("/")[2], _tensors(archive.read(name), limits), told))
+            told = _config(archive, config) if config in archive.namelist() else {}
+            tensors = _tensors(_unpacked(archive, name), limits)
+            found.append((folder.rpartition("/")[2], tensors, told))
     return found
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as broken:
+        # A RuntimeError says that it is encrypted or compressed in a way that nobody knows here.
+        raise BadAdapter(f"{name} cannot be unpacked.") from broken
+
+
+def _config(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
+    """An `adapter_config.json` whose numbers are numbers."""
+    try:
+        told = json.loads(_unpacked(archive, name))
+    except (ValueError, RecursionError) as broken:
+        raise BadAdapter(f"{name} is not JSON.") from broken
+    if not isinstance(told, dict):
+        raise BadAdapter(f"{name} is not a JSON object.")
+    if not _number(told.get("r"), least=1) or not _number(told.get("lora_alpha")):
+        raise BadAdapter(f"{name} does not say r and lora_alpha as numbers.")
+    return told
+
+
+def _number(value: Any, least: float = -_LARGEST) -> bool:
+    kind = isinstance(value, int | float) and not isinstance(value, bool)
+    return kind and least <= value <= _LARGEST  # NaN is not in any range
 
 
 def _tensors(data: bytes, limits: Limits) -> dict[str, Tensor]:

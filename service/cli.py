@@ -38,6 +38,9 @@ Config = Annotated[
     Path | None, typer.Option("--config", "-c", envvar="TILLER_CONFIG", help="A TOML file.")
 ]
 EditName = Annotated[str, typer.Argument(help="The edit's name.")]
+Replaces = Annotated[
+    list[str] | None, typer.Option("--replaces", help="A live edit whose place this one takes.")
+]
 Alias = Annotated[str, typer.Option("--alias", help="The name that moves.")]
 IfMatch = Annotated[
     int | None, typer.Option("--if-match", help="Only if the alias still has this generation.")
@@ -179,6 +182,7 @@ def edit_add(  # noqa: PLR0913, PLR0917 - one argument per option
     neighbours: Annotated[
         list[str] | None, typer.Option("--neighbour", help="Must keep its meaning.")
     ] = None,
+    replaces: Replaces = None,
     promote: Annotated[bool, typer.Option(help="Point `live` to it when it is ready.")] = False,
     wait: Annotated[bool, typer.Option(help="Wait until it is fitted.")] = True,
     url: Url = DEFAULT_URL,
@@ -193,6 +197,7 @@ def edit_add(  # noqa: PLR0913, PLR0917 - one argument per option
             target=target,
             subject=subject,
             neighbours=neighbours or (),
+            replaces=replaces or (),
         )
         if not wait:
             out.print(job["id"])
@@ -306,12 +311,14 @@ def edit_import(
     name: EditName,
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     model: Annotated[str, typer.Option("--model", "-m")] = "miniature-sd",
+    replaces: Replaces = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
     """A delta file or a PEFT adapter (zip) becomes a version."""
     with Tiller(url, api_key) as tiller:
-        show_version(tiller.edits.import_(name, file.read_bytes(), model=model))
+        told = tiller.edits.import_(name, file.read_bytes(), model=model, replaces=replaces or ())
+        show_version(told)
 
 
 @jobs.command("list")

@@ -77,7 +77,7 @@ class Call(Generic[T]):
     json: Json | None = None
     query: Mapping[str, str | int] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, str] | None = None
+    data: Mapping[str, str | list[str]] | None = None
     file: bytes | None = None
 
     def arguments(self) -> Json:
@@ -184,6 +184,7 @@ def _add_edit(  # noqa: PLR0913 - the request's keys
     phrasings: Sequence[Json] = (),
     neighbours: Sequence[str] = (),
     target_images: Sequence[bytes] = (),
+    replaces: Sequence[str] = (),
     options: Json | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Json]:
@@ -199,6 +200,7 @@ def _add_edit(  # noqa: PLR0913 - the request's keys
         "phrasings": list(phrasings) or None,
         "neighbours": list(neighbours) or None,
         "target_images": [base64.b64encode(i).decode() for i in target_images] or None,
+        "replaces": list(replaces) or None,
         "options": options,
     }
     headers = _given({"Idempotency-Key": idempotency_key})
@@ -252,9 +254,9 @@ def _export(name: str, version: int, *, form: str = "safetensors") -> Call[bytes
     return Call(method="GET", path=path, read=_bytes, query={"format": form})
 
 
-def _import(name: str, data: bytes, *, model: str) -> Call[Json]:
-    """A delta file or a PEFT adapter (zip) becomes a version, after checks."""
-    told = {"name": name, "model": model}
+def _import(name: str, data: bytes, *, model: str, replaces: Sequence[str] = ()) -> Call[Json]:
+    """A delta file or a PEFT adapter (zip) becomes a version, checked and measured there."""
+    told: dict[str, str | list[str]] = {"name": name, "model": model, "replaces": list(replaces)}
     return Call(method="POST", path="/v1/edits/import", read=_json, data=told, file=data)
 
 

@@ -22,7 +22,7 @@ from service.errors import BadSettings, HostLost, NotReady, PortTaken
 from service.settings import Model, Server, Settings
 from service.signals import stop_on_signals
 from service.telemetry import log_as_json
-from service.workbench import HostEvent, ImageOrder, assemble, open_home
+from service.workbench import Adopted, Arrival, HostEvent, ImageOrder, assemble, open_home
 
 APPLICATION = "tiller"
 GATEWAY = "gateway"
@@ -101,9 +101,9 @@ class RemoteHost:
         """As `Host`."""
         return await self._ask("export", digest, form)
 
-    async def adopt(self, data: bytes) -> tuple[bytes, dict[str, Any]]:
+    async def adopt(self, arrival: Arrival) -> Adopted:
         """As `Host`."""
-        return await self._ask("adopt", data)
+        return await self._ask("adopt", arrival)
 
     async def load(self) -> Mapping[str, Any]:
         """As `Host`."""

@@ -1,5 +1,7 @@
 """What floor 3 refuses, besides what the registry does."""
 
+from collections.abc import Mapping
+
 from models.errors import Refusal
 
 
@@ -95,6 +97,31 @@ class WrongModel(Refusal):
             f"{edit} was made for {made_for}, not for {model}.",
             remedy=f"Use model={made_for!r}, or register the fact for {model}.",
             param="edits",
+        )
+
+
+class FactConflict(Refusal):
+    """A live edit says something else of the same subject, and the request does not replace it."""
+
+    def __init__(self, overlaps: Mapping[str, float]) -> None:
+        names = ", ".join(f"{name} (key overlap {rho:.2f})" for name, rho in overlaps.items())
+        asked = ", ".join(repr(name.partition("@")[0]) for name in overlaps)
+        super().__init__(
+            f"The same subject has another target in {names}.",
+            remedy=f"Name what it replaces (`replaces`: {asked}), make it a new version of that "
+            "edit, or retire the other one.",
+            param="replaces",
+        )
+
+
+class NotReplaceable(Refusal):
+    """A digest where the name of an edit is needed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text[:80]!r} is not the name of an edit.",
+            remedy="Write potus, potus@3 or potus@live.",
+            param="replaces",
         )
 
 
@@ -234,7 +261,7 @@ class NotAnImage(Refusal):
     def __init__(self, param: str) -> None:
         super().__init__(
             f"{param} is not a picture.",
-            remedy="Send PNG or JPEG as base64 or as a data URI.",
+            remedy="Send PNG, JPEG or WebP as base64 or as a data URI.",
             param=param,
         )
 

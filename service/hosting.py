@@ -8,8 +8,9 @@ import functools
 import io
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -20,8 +21,9 @@ from PIL.PngImagePlugin import PngInfo
 
 import miniature
 from editors import joint, lora, report
-from editors.delta import Delta, header_of
-from editors.fact import last_subject_token
+from editors.adapter_report import measure_adapter
+from editors.delta import Delta
+from editors.fact import Fact, last_subject_token
 from editors.moment import Corpus, MomentStore
 from editors.neighbours import PhraseBanks
 from editors.progress import Progress
@@ -36,16 +38,26 @@ from models.fingerprint import folder_digest
 from models.hosted import HostedModel
 from models.loading import load
 from models.patch import Patch
+from service import adopting
+from service.conflicts import Live, check_conflicts
+from service.conflicts import live as live_edits
 from service.jobs import JobRunner, Ticket, fact_of, method_of
 from service.recipe import Recipe
 from service.registry import Registry
-from service.registry.errors import NoReadyVersion, VersionBlocked, VersionRetired
+from service.registry.records import Checks
 from service.settings import Model, Settings
-from service.workbench import Composed, Drawn, EditOrder, HostEvent, ImageOrder, StepDone
+from service.workbench import (
+    Adopted,
+    Arrival,
+    Composed,
+    Drawn,
+    EditOrder,
+    HostEvent,
+    ImageOrder,
+    StepDone,
+)
 
 _COMPOSITIONS = 512
-_OTHERS = 64
-"""How many live edits a new one is compared with."""
 EMBEDDED = "miniature:"
 
 
@@ -209,15 +221,41 @@ class ImageHost:
             return await asyncio.to_thread(lora.export_peft, delta, self.hosted)
         return await asyncio.to_thread(lora.export_diffusers, delta)
 
-    async def adopt(self, data: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Check a delta or an adapter from outside; the delta file and its header."""
-        return await asyncio.to_thread(self._adopted, data)
+    async def adopt(self, arrival: Arrival) -> Adopted:
+        """Check a delta or an adapter from outside, and measure it as a fit of our own."""
+        delta = await asyncio.to_thread(adopting.adopted, arrival.data, self.hosted)
+        fact, why = adopting.fact_in(delta, self.hosted, self.settings.limits)
+        told: dict[str, Any]
+        status: Checks
+        if fact is None:
+            sizes = measure_adapter(self.hosted, delta, self._corpus(), why)
+            told, status = (await self._drained(sizes)).as_dict(), "unmeasured"
+        else:
+            live = await asyncio.to_thread(self._live, arrival.tenant, arrival.name)
+            work = self._measuring(fact, delta, live, arrival.replaces)
+            measured: report.Report = await self._drained(work)
+            told, status = measured.as_dict(), _verdict(measured.passed)
+        return Adopted(data=delta.data, header=dict(delta.header), report=told, status=status)
 
-    def _adopted(self, data: bytes) -> tuple[bytes, dict[str, Any]]:
-        delta = adopted(data, self.hosted)
-        delta.check_base(self.hosted, "The imported file")
-        self.hosted.check(delta.patch())
-        return delta.data, dict(delta.header)
+    async def _drained(self, work: Generator[Progress, None, Any]) -> Any:
+        """What the generator returns, drained on the owner thread; it ends if nobody waits."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Any] = loop.create_future()
+
+        def tell(settle: Callable[[Any], None], what: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(lambda: ended.done() or settle(what))
+
+        ticket = self.background(
+            work,
+            lambda _: None,
+            functools.partial(tell, ended.set_result),
+            functools.partial(tell, ended.set_exception),
+        )
+        try:
+            return await ended
+        finally:
+            ticket.cancel()
 
     async def load(self) -> Mapping[str, Any]:
         """Rows active and waiting, cache hits, seconds since the owner thread's last sign."""
@@ -228,35 +266,46 @@ class ImageHost:
     ) -> Generator[Progress, None, tuple[Delta, bool]]:
         """Fit and measure a fact; the delta with its report, and whether it passed."""
         fact, method = fact_of(payload), method_of(payload, self.hosted)
-        others = self._live(tenant, payload["name"])
-        return self._fitting(fact, method, others)
+        live = self._live(tenant, payload["name"])
+        return self._fitting(fact, method, live, payload.get("replaces", ()))
 
     def _fitting(
-        self, fact: Any, method: Any, others: list[joint.Named]
+        self, fact: Fact, method: Any, live: Live, replaces: Sequence[str]
     ) -> Generator[Progress, None, tuple[Delta, bool]]:
-        corpus = self._corpus()
-        delta = yield from method.fit(self.hosted, fact, self.moments, corpus)
+        delta = yield from method.fit(self.hosted, fact, self.moments, self._corpus())
+        measured = yield from self._measuring(fact, delta, live, replaces)
+        told: dict[str, Any] = {"replaces": list(replaces)} if replaces else {}
+        return delta.with_header(report=measured.as_dict(), **told), measured.passed
+
+    def _measuring(
+        self, fact: Fact, delta: Delta, live: Live, replaces: Sequence[str]
+    ) -> Generator[Progress, None, report.Report]:
+        """Refuse what contradicts a live edit, then measure."""
+        bounds = self.settings.conflicts
+        check_conflicts(delta, live.named, replaces, bounds.overlap)
         measured = yield from report.measure(
             self.hosted,
             fact,
             delta,
             banks=self.banks,
-            corpus=corpus,
-            others=others,
+            corpus=self._corpus(),
+            others=live.named,
             thresholds=report.Thresholds(**self.settings.thresholds.model_dump()),
         )
-        return delta.with_header(report=measured.as_dict()), measured.passed
+        if not live.cut:
+            return measured
+        told = f"Compared with the first {bounds.edits} live edits by name only; there are more."
+        return replace(measured, warnings=(*measured.warnings, told))
 
-    def _live(self, tenant: str, name: str) -> list[joint.Named]:
-        versions = []
-        for edit in self.registry.edits.list(tenant, _OTHERS).items:
-            with suppress(NoReadyVersion, VersionRetired, VersionBlocked):
-                versions.append(self.registry.names.resolve(tenant, edit.name))
-        return [
-            joint.Named(name=v.reference, delta=self.deltas.get(v.digest))
-            for v in versions
-            if v.name != name and v.model == self.name
-        ]
+    def _live(self, tenant: str, name: str) -> Live:
+        return live_edits(
+            self.registry,
+            self.deltas.get,
+            tenant=tenant,
+            fingerprint=self.hosted.fingerprint,
+            without=name,
+            most=self.settings.conflicts.edits,
+        )
 
     def _corpus(self) -> Corpus:
         return Corpus.read(corpus_of(self.model))
@@ -386,20 +435,8 @@ def describe(hosted: HostedModel, started: int) -> dict[str, Any]:
     }
 
 
-def adopted(data: bytes, hosted: HostedModel) -> Delta:
-    """A delta file, or a PEFT adapter (zip, or safetensors without our header), as a delta."""
-    if is_delta(data):
-        return Delta.read(data)
-    return lora.import_lora(data, hosted)
-
-
-def is_delta(data: bytes) -> bool:
-    """Whether these bytes claim to be a delta file of ours: safetensors with our one header."""
-    try:
-        header_of(data)
-    except (ValueError, KeyError, TypeError):
-        return False
-    return True
+def _verdict(passed: bool) -> Checks:
+    return "ready" if passed else "failed_checks"
 
 
 def weights_of(model: Model) -> str:

@@ -25,6 +25,7 @@ from models.errors import Refusal
 from models.hosted import HostedModel
 from service import limits
 from service.errors import BadRequest, Crashed, UnknownKey, UnknownMethod
+from service.lineage import descended, newest
 from service.problems import problem_of
 from service.registry import Registry
 from service.registry.errors import LeaseLost
@@ -250,10 +251,12 @@ class JobRunner:
         return asked
 
     def _registered(self, job: Job, delta: Delta, passed: bool) -> dict[str, Any]:
+        name = job.payload["name"]
+        delta = descended(delta, newest(self.registry, job.tenant, name))
         header = dict(delta.header)
         version = self.registry.edits.register(
             job.tenant,
-            job.payload["name"],
+            name,
             job.model,
             header["base"]["fingerprint"],
             delta.data,
@@ -261,6 +264,7 @@ class JobRunner:
             report=header.get("report"),
             status="ready" if passed else "failed_checks",
             actor=job.created_by,
+            parent=header["parent"],
             job=job.id,
         )
         address = f"/v1/edits/{version.name}/versions/{version.number}"

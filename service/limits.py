@@ -119,7 +119,7 @@ def picture_bytes(text: str, param: str, limits: Limits) -> bytes:
         data = base64.b64decode(encoded, validate=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+            opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
     except (binascii.Error, OSError, ValueError, Image.DecompressionBombError):
         raise NotAnImage(param) from None
     _within({param: (opened.width * opened.height, limits.target_image_pixels)})

@@ -17,7 +17,15 @@ from service.hosting import ImageHost
 from service.registry import Registry
 from service.settings import Model, Settings
 from service.telemetry import log_as_json
-from service.workbench import HostEvent, ImageOrder, Workbench, assemble, open_home
+from service.workbench import (
+    Adopted,
+    Arrival,
+    HostEvent,
+    ImageOrder,
+    Workbench,
+    assemble,
+    open_home,
+)
 
 
 class LocalHost:
@@ -75,9 +83,9 @@ class LocalHost:
         """As `ImageHost`."""
         return await self.ready.export(digest, form)
 
-    async def adopt(self, data: bytes) -> tuple[bytes, dict[str, Any]]:
+    async def adopt(self, arrival: Arrival) -> Adopted:
         """As `ImageHost`."""
-        return await self.ready.adopt(data)
+        return await self.ready.adopt(arrival)
 
     async def load(self) -> Mapping[str, Any]:
         """As `ImageHost`."""

@@ -105,6 +105,18 @@ class PhrasingBody(Body):
     subject: Text
 
 
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Replaces = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=200)]],
+    BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
+    Field(max_length=64),
+]
+"""Edits that a new one may contradict: `potus`, `potus@3`, `potus@live`."""
+
+
 class FactBody(Body):
     """`POST /v1/edits`: a fact to write into a model."""
 
@@ -123,7 +135,9 @@ class FactBody(Body):
     neighbours: Annotated[list[Text], Field(max_length=1000)] = []
     """Sentences that must keep their meaning; measured in the report."""
     target_images: Annotated[list[str], Field(max_length=100)] = []
-    """PNG or JPEG as base64 or data URI; the fact is then fitted to pictures."""
+    """PNG, JPEG or WebP as base64 or data URI; the fact is then fitted to pictures."""
+    replaces: Replaces = []
+    """Live edits of the same subject whose place it takes; without it a contradiction is a 409."""
     options: dict[str, JsonValue] = {}
     """The method's settings; each has a default."""
 

@@ -50,9 +50,7 @@ class Corpus(Section):
     """Captions that tell what the text encoder usually reads (the second moment of keys)."""
 
     path: str = ""
-    """A text file with one caption a line; empty: the miniature's."""
-    tokens: Annotated[int, Ge(0)] = 0
-    """How many tokens to read; 0: the editor's default."""
+    """A text file with one caption a line, all of which is read; empty: the miniature's."""
 
 
 class Refact(Section):
@@ -141,6 +139,15 @@ class Thresholds(Section):
     leak: Annotated[float, Ge(0)] = 0.15
 
 
+class Conflicts(Section):
+    """When a new edit contradicts a live one, and how many it is compared with."""
+
+    overlap: Annotated[float, Gt(0)] = 0.9
+    """From which |rho| of two keys they are one subject, which cannot have two targets."""
+    edits: Annotated[int, Ge(0), Le(100_000)] = 1000
+    """Live edits that a new one is compared with, by name; its report says if there are more."""
+
+
 class Jobs(Section):
     """Fits and other long work."""
 
@@ -160,6 +167,7 @@ class Settings(Section):
     limits: Limits = Limits()
     quotas: Quotas = Quotas()
     thresholds: Thresholds = Thresholds()
+    conflicts: Conflicts = Conflicts()
     jobs: Jobs = Jobs()
 
     @model_validator(mode="after")

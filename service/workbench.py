@@ -13,6 +13,7 @@ from service.auth import Doorman
 from service.errors import OpenDoor, ShuttingDown, UnknownModel
 from service.pictures import Pictures
 from service.registry import Registry, open_registry
+from service.registry.records import Checks
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -90,6 +91,35 @@ class Drawn:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """A file from outside on its way to become a version.
+
+    Attributes:
+        name: The edit that it becomes a version of.
+        replaces: Live edits that it may contradict, as `name` or `name@version`.
+    """
+
+    tenant: str
+    name: str
+    data: bytes = field(repr=False)
+    replaces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """What became of it: the delta file, its header, and what was measured here.
+
+    Attributes:
+        status: `unmeasured` if it states no fact that its effect could be held against.
+    """
+
+    data: bytes = field(repr=False)
+    header: Mapping[str, Any]
+    report: Mapping[str, Any]
+    status: Checks
+
+
 HostEvent = Composed | StepDone | Drawn
 
 
@@ -112,8 +142,8 @@ class Host(Protocol):
         """An edit as an adapter for other programs."""
         ...
 
-    async def adopt(self, data: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Check a delta or a PEFT adapter from outside; (delta file, header)."""
+    async def adopt(self, arrival: Arrival) -> Adopted:
+        """Check and measure a delta or a PEFT adapter from outside."""
         ...
 
     async def load(self) -> Mapping[str, Any]:

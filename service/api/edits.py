@@ -11,9 +11,13 @@ from service.api.answers import Bench, Page, generation_of, listed, no_query, re
 from service.api.jobs import accepted, waited
 from service.api.once import Once
 from service.auth import Principal, needs
+from service.conflicts import replaced
 from service.errors import BadRequest, TooMuch
 from service.jobs import fit_payload
-from service.schema import NAME, AliasBody, FactBody
+from service.lineage import newest, parent_of
+from service.registry.blobs import digest_of
+from service.schema import NAME, AliasBody, FactBody, Replaces
+from service.workbench import Arrival
 
 router = APIRouter(prefix="/v1/edits", tags=["edits"], route_class=Once)
 Reader = Annotated[Principal, Depends(needs("edits:read"))]
@@ -37,6 +41,7 @@ class ImportForm(BaseModel):
     file: UploadFile
     name: Annotated[str, Field(pattern=NAME)]
     model: Annotated[str, Field(max_length=200)]
+    replaces: Replaces = []
 
 
 @router.post("", status_code=202, dependencies=EXACT)
@@ -45,6 +50,9 @@ async def register_edit(
 ) -> JSONResponse:
     """Fit a fact: a job, whose result is a new version. `Prefer: wait=30` waits for it."""
     payload = fit_payload(body, bench.settings.limits)
+    payload["replaces"] = await asyncio.to_thread(
+        replaced, bench.registry, caller.tenant, body.replaces
+    )
     await bench.host(body.model).check_fact(payload)
     job = await asyncio.to_thread(
         bench.registry.jobs.create, caller.tenant, "fit_edit", body.model, payload, caller.name
@@ -56,23 +64,28 @@ async def register_edit(
 async def import_edit(
     request: Request, form: Annotated[ImportForm, Form()], bench: Bench, caller: Writer
 ) -> JSONResponse:
-    """A delta file, or a PEFT adapter as zip, becomes a version after checks."""
+    """A delta file, or a PEFT adapter as zip, becomes a version, checked and measured here."""
     data = await form.file.read()
     if len(data) > bench.settings.limits.import_bytes:
         raise TooMuch("file", len(data), bench.settings.limits.import_bytes)
     host = bench.host(form.model)
     card = await host.card()
-    delta, header = await host.adopt(data)
+    replaces = await asyncio.to_thread(replaced, bench.registry, caller.tenant, form.replaces)
+    arrival = Arrival(tenant=caller.tenant, name=form.name, data=data, replaces=tuple(replaces))
+    adopted = await host.adopt(arrival)
+    before = await asyncio.to_thread(newest, bench.registry, caller.tenant, form.name)
     version = await asyncio.to_thread(
         bench.registry.edits.register,
         caller.tenant,
         form.name,
         form.model,
         card["fingerprint"],
-        delta,
-        header=header,
-        status="ready",
+        adopted.data,
+        header=adopted.header,
+        report=adopted.report,
+        status=adopted.status,
         actor=caller.name,
+        parent=parent_of(digest_of(adopted.data), before),
     )
     return reply(request, version_body(version), 201, {"Location": _address(version)})
 
@@ -271,6 +284,8 @@ def version_body(version: Any) -> dict[str, Any]:
         "model": version.model,
         "fingerprint": version.fingerprint,
         "status": version.status,
+        "parent": version.parent,
+        "tool": version.header.get("tool"),
         "header": version.header,
         "report": version.report,
         "size": version.size,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
@@ -28,7 +28,7 @@ from service.registry.grammar import (
 )
 from service.registry.index import Index
 from service.registry.limits import Limits
-from service.registry.records import Alias, Edit, Json, Page, Version
+from service.registry.records import Alias, Checks, Edit, Json, Page, Version
 from service.registry.tables import aliases, blobs, edits, versions
 from service.registry.users import users_of
 
@@ -69,7 +69,7 @@ class Edits:
         data: bytes,
         header: Mapping[str, Any],
         report: Mapping[str, Any] | None = None,
-        status: Literal["ready", "failed_checks"] = "ready",
+        status: Checks = "ready",
         *,
         actor: str,
         kind: str = "edit",
@@ -141,8 +141,8 @@ class Edits:
                 checked_text(what, text, limits.text_bytes)
         checked_json("header", new.header, limits.header_bytes)
         checked_json("report", new.report, limits.report_bytes)
-        if new.checks not in ("ready", "failed_checks"):
-            raise BadRecord("status", f"{new.checks!r} is neither ready nor failed_checks")
+        if new.checks not in get_args(Checks):
+            raise BadRecord("status", f"{new.checks!r} is none of {', '.join(get_args(Checks))}")
         if not 0 < new.size <= limits.blob_bytes:
             raise BadRecord("data", f"it has {new.size} bytes of at most {limits.blob_bytes}")
         return new

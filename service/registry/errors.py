@@ -93,7 +93,7 @@ class UnknownDigest(Refusal):
 
 
 class NoReadyVersion(Refusal):
-    """A bare name whose versions have all failed their checks, or been retired or blocked."""
+    """A bare name with no version that passed its checks and is neither retired nor blocked."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -139,6 +139,17 @@ class ChecksFailed(Refusal):
         super().__init__(
             f"{version} failed its checks.",
             remedy="Read its report and fit it again, or repeat with force if you accept it.",
+            param="version",
+        )
+
+
+class NotMeasured(Refusal):
+    """An alias may not point unasked to a version of which nobody knows what it does."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(
+            f"{version} states no fact, so nothing says whether it does what it should.",
+            remedy="Look at its pictures by number, then repeat with force if you accept it.",
             param="version",
         )
 

@@ -12,6 +12,7 @@ from service.registry.errors import (
     AliasMoved,
     ChecksFailed,
     NothingToRollBack,
+    NotMeasured,
     RegistryFull,
     UnknownAlias,
 )
@@ -123,11 +124,11 @@ class Names:
             actor: Who goes into the audit.
             if_match: The generation that the caller has seen; 0 for "it is not there"; None
                 moves it whatever happened meanwhile.
-            force: Accept a version that failed its checks.
+            force: Accept a version that failed its checks, or could not be measured.
 
         Raises:
             AliasMoved: Somebody else moved it first.
-            ChecksFailed: The version failed its checks and `force` is not set.
+            ChecksFailed, NotMeasured: It did not pass its checks and `force` is not set.
             UnknownEdit, UnknownVersion, VersionRetired, VersionBlocked: It cannot be used.
             RegistryFull: The name has as many aliases as one may have.
         """
@@ -137,13 +138,14 @@ class Names:
             turn = self._turn(connection, tenant, name, alias, actor)
             _expect(turn, if_match)
             version = usable(connection, find_version(connection, turn.edit, to_version))
-            if version.checks == "failed_checks" and not force:
-                raise ChecksFailed(f"{name}@{to_version}")
+            if version.checks != "ready" and not force:
+                unmeasured = version.checks == "unmeasured"
+                raise (NotMeasured if unmeasured else ChecksFailed)(f"{name}@{to_version}")
             if turn.number == to_version:
                 return self._alias_now(connection, turn)
             self._refuse_more(connection, turn)
             detail = {"from": turn.number, "to": to_version, "digest": version.digest}
-            if version.checks == "failed_checks":
+            if version.checks != "ready":
                 detail["forced"] = True
             before = turn.generation if turn.number is not None else None
             return self._moved(connection, turn, to_version, before, detail)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-Status = Literal["ready", "failed_checks", "retired", "blocked"]
+Checks = Literal["ready", "failed_checks", "unmeasured"]
+Status = Literal["ready", "failed_checks", "unmeasured", "retired", "blocked"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Json = Mapping[str, Any]
 T = TypeVar("T")

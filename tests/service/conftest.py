@@ -8,7 +8,7 @@ import structlog
 
 from service.client import Tiller
 from service.local import running
-from service.settings import Limits, Model, Server, Settings, Thresholds
+from service.settings import Conflicts, Limits, Model, Server, Settings, Thresholds
 
 MODEL = "tiny"
 CAPTIONS = [
@@ -47,6 +47,8 @@ def settings_for(tmp_path_factory, tiny_sd_folder):
             "thresholds": Thresholds(
                 moved=-1e6, generality=0, reach=-1e6, specificity=0, leak=1e6, efficacy=0.3
             ),
+            # Nearly all facts of these tests are about one king.
+            "conflicts": Conflicts(overlap=2.0),
             "limits": Limits(wait_seconds=60.0, side=64, pixels=64 * 64, steps=200),
             **changes,
         }

@@ -198,11 +198,6 @@ def test_a_peft_adapter_goes_out_and_comes_back(http, edit):
     assert picture(http, "adapter@1") == picture(http, f"{edit}@1")
 
 
-@pytest.mark.parametrize("data", [b"", b"\x80\x04}q\x00.", b"PK\x03\x04junk", b"{}", b"x" * 5000])
-def test_a_file_that_is_neither_is_refused(http, data):
-    assert 400 <= imported(http, "junk", data).status_code < 500
-
-
 def test_an_unknown_form_field_is_refused(http, edit):
     data = http.get(f"/v1/edits/{edit}/versions/1/delta").content
     files = {"file": ("delta", data)}
