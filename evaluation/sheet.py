@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 INK, FAINT, PAPER = (32, 32, 36), (130, 130, 136), (252, 251, 248)
 GOOD, BAD = (38, 132, 78), (196, 52, 48)
 GAP, MARGIN = 8, 16
+_LONGEST = 500
+"""No line of a sheet has room for more characters; each is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +32,23 @@ class Strip:
 
 
 def contact_sheet(
-    title: str, columns: Sequence[str], strips: Sequence[Strip], *, side: int = 128, left: int = 190
+    title: str,
+    columns: Sequence[str],
+    strips: Sequence[Strip],
+    *,
+    note: str = "",
+    side: int = 128,
+    left: int = 190,
 ) -> Image.Image:
-    """Draw a sheet; every picture is scaled to `side` pixels (small ones without smoothing).
+    """Draw a sheet; pictures are scaled until their longer side has `side` pixels.
+
+    Small ones are enlarged without smoothing. What is too long for its place ends in dots.
 
     Args:
         title: Stands over everything.
         columns: A heading per column.
         strips: The rows; shorter ones leave places empty.
+        note: A line below the title.
         side: Of a picture, in pixels.
         left: Width of the row labels, in pixels.
     """
@@ -50,7 +61,8 @@ def contact_sheet(
         "RGB", (left + wide * step + MARGIN * 2, head + len(strips) * tall + MARGIN), PAPER
     )
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN), title, INK, ImageFont.load_default(18))
+    _text(pen, (MARGIN, MARGIN), title, sheet.width - 2 * MARGIN, INK, size=18)
+    _text(pen, (MARGIN, MARGIN + 24), note, sheet.width - 2 * MARGIN, FAINT)
     for i, name in enumerate(columns):
         _text(pen, (MARGIN + left + i * step, head - line - 4), name, side, FAINT)
     for j, strip in enumerate(strips):
@@ -68,7 +80,9 @@ def _cell(
         return
     x, y = at
     smooth = Image.Resampling.NEAREST if min(cell.picture.shape[:2]) < side else None
-    small = Image.fromarray(cell.picture).resize((side, side), smooth or Image.Resampling.LANCZOS)
+    height, width = (round(n * side / max(cell.picture.shape[:2])) for n in cell.picture.shape[:2])
+    fitted = max(1, width), max(1, height)
+    small = Image.fromarray(cell.picture).resize(fitted, smooth or Image.Resampling.LANCZOS)
     sheet.paste(small, at)
     colour = FAINT if cell.good is None else GOOD if cell.good else BAD
     if cell.good is not None:
@@ -77,10 +91,17 @@ def _cell(
 
 
 def _text(
-    pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, colour: tuple[int, ...]
+    pen: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    text: str,
+    width: int,
+    colour: tuple[int, ...],
+    *,
+    size: int = 11,
 ) -> None:
     """One line, cut with dots where it would run into its neighbour."""
-    font = ImageFont.load_default(11)
+    font = ImageFont.load_default(size)
+    text = " ".join(text[:_LONGEST].split())
     while text and pen.textlength(text, font) > width:
         text = text.rstrip("…")[:-1].rstrip() + "…" if len(text) > 2 else ""
     pen.text(at, text, colour, font)

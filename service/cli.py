@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from models.errors import Refusal
-from service.client import DEFAULT_URL, Tiller, TillerError
+from service.client import DEFAULT_URL, Picture, Tiller, TillerError
 
 UNREACHABLE, REFUSED, FAILED_JOB, USAGE = 3, 1, 4, 2
 """Exit codes: nobody answers; refused; a job failed or was cancelled; wrong usage (click's)."""
@@ -123,11 +123,14 @@ def serve(
 
 @app.command()
 def image(  # noqa: PLR0913, PLR0917 - one argument per option
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A PNG file.")] = Path(
         "tiller.png"
     ),
-    model: Annotated[str, typer.Option("--model", "-m")] = "miniature-sd",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Default: miniature-sd; with --from, the picture's."),
+    ] = None,
     edits: Annotated[list[str] | None, typer.Option("--edit", "-e", help="potus@live")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     steps: Annotated[int | None, typer.Option()] = None,
@@ -136,28 +139,72 @@ def image(  # noqa: PLR0913, PLR0917 - one argument per option
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT")] = None,
     sampler: Annotated[str | None, typer.Option()] = None,
     n: Annotated[int, typer.Option("-n", min=1, max=10, help="How many, with seeds in a row.")] = 1,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option("--compare", help="An edit: a sheet without it and with it."),
+    ] = None,
+    again: Annotated[
+        Path | None,
+        typer.Option("--from", exists=True, dir_okay=False, help="A picture, to be drawn again."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --from: even if the weights are others.")
+    ] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Draw a picture, with edits if you name some."""
+    """Draw a picture, with edits if you name some; compare them; draw a picture again."""
+    asked = {
+        "seed": seed,
+        "size": size,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "negative_prompt": negative,
+        "sampler": sampler,
+    }
+    if again is not None:
+        if prompt or edits or compare or n > 1 or any(v is not None for v in asked.values()):
+            raise typer.BadParameter("With --from the picture says everything but -o and -m.")
+        draw_again(again, output, model, force=force, tiller=Tiller(url, api_key))
+        return
+    if prompt is None:
+        raise typer.BadParameter("Say what to draw, or name a picture with --from.")
+    asked |= {"model": model or "miniature-sd", "edits": edits or (), "n": n}
     with Tiller(url, api_key) as tiller, err.status("drawing"):
-        pictures = tiller.images.generate(
-            prompt,
-            model=model,
-            edits=edits or (),
-            n=n,
-            seed=seed,
-            size=size,
-            steps=steps,
-            guidance_scale=guidance,
-            negative_prompt=negative,
-            sampler=sampler,
-        )
+        if compare:
+            compared = tiller.images.compare(prompt, compare, **asked)
+            output.write_bytes(compared.sheet)
+            out.print(f"{output}  {', '.join(compared.pictures)}", highlight=False)
+            return
+        pictures = tiller.images.generate(prompt, **asked)
     for i, picture in enumerate(pictures):
         path = output if n == 1 else output.with_stem(f"{output.stem}-{i}")
         path.write_bytes(picture.png)
-        applied = [f"{e['name']}@{e['version']}" for e in picture.tiller["edits"]]
-        out.print(f"{path}  seed {picture.seed}  edits {', '.join(applied) or 'none'}")
+        show_picture(path, picture)
+
+
+def draw_again(
+    picture: Path, output: Path, model: str | None, *, force: bool, tiller: Tiller
+) -> None:
+    """Redraw a picture and say whether it is the same, and what may have changed it."""
+    if output.resolve() == picture.resolve():
+        raise typer.BadParameter("-o names the picture that is read; name another file.")
+    with tiller, err.status("drawing"):
+        redrawn = tiller.images.redraw(picture.read_bytes(), model=model, force=force)
+    output.write_bytes(redrawn.picture.png)
+    for difference in redrawn.differences:
+        err.print(f"[yellow]![/] {difference}", highlight=False)
+    told = {0: "equal to the bit", None: "of another size"}
+    show_picture(
+        output, redrawn.picture, told.get(redrawn.off, f"off by up to {redrawn.off} of 255 levels")
+    )
+
+
+def show_picture(path: Path, picture: Picture, note: str = "") -> None:
+    """Where it is, its seed, and what was applied."""
+    applied = [f"{e['name']}@{e['version']}" for e in picture.tiller["edits"]]
+    told = [str(path), f"seed {picture.seed}", f"edits {', '.join(applied) or 'none'}", note]
+    out.print("  ".join(filter(None, told)))
 
 
 @app.command()

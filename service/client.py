@@ -17,12 +17,23 @@ import functools
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx2
+
+from service.comparing import compared_sheet, largest_difference
+from service.recipe import Recipe
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,6 +76,36 @@ class Picture:
     png: bytes
     seed: int
     tiller: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redrawn:
+    """A picture that was drawn again from what it says of itself.
+
+    Attributes:
+        recipe: What it said.
+        differences: What is not as it was when it was drawn, as sentences; mostly none.
+        off: The largest difference of the two pictures, in levels of 255: 0 is equal to the bit,
+            None means that the file at hand has another size.
+    """
+
+    picture: Picture
+    recipe: Recipe
+    differences: tuple[str, ...]
+    off: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The same prompt and seeds without edits and with each of them.
+
+    Attributes:
+        pictures: By label, `without` first, in the order of the seeds.
+        sheet: All of them in one PNG, labelled.
+    """
+
+    pictures: Mapping[str, Sequence[Picture]] = field(repr=False)
+    sheet: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +211,85 @@ def _generate(  # noqa: PLR0913 - the request's keys
     }
     path = "/v1/images/generations"
     return Call(method="POST", path=path, read=_pictures, json=_given(asked))
+
+
+def _redraw(
+    png: bytes, *, model: str | None = None, force: bool = False
+) -> Generator[Call[Any], Any, Redrawn]:
+    """Draw a picture again, edits by their digests, however their aliases moved since.
+
+    Args:
+        png: A picture that Tiller drew, as it was given out.
+        model: Where its model has another name by now.
+        force: Draw it by other weights too; it will be another picture.
+
+    Raises:
+        NoRecipe: It does not say how it was drawn.
+        OtherWeights: The model has other weights now, and nobody forces it.
+    """
+    recipe = Recipe.read(png)
+    card = yield _show_model(model or recipe.model)
+    if "fingerprint" not in card:
+        problem = f"The model {card['id']} is not ready ({card.get('state')})."
+        raise TillerError(problem, remedy="Ask again soon.", code="not_ready", status=503)
+    differences = recipe.differences(card, force=force)
+    [picture] = yield _generate(**recipe.request(model))
+    off = largest_difference(png, picture.png)
+    return Redrawn(picture=picture, recipe=recipe, differences=differences, off=off)
+
+
+def _compare(  # noqa: PLR0913 - the request's keys
+    prompt: str,
+    compared: Sequence[str | Json],
+    *,
+    model: str,
+    edits: Sequence[str | Json] = (),
+    n: int = 1,
+    seed: int | None = None,
+    size: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    negative_edits: str | None = None,
+    sampler: str | None = None,
+) -> Generator[Call[Any], Any, Compared]:
+    """Draw `n` seeds without and with each of the compared edits; `edits` apply to all of them."""
+    generate = functools.partial(
+        _generate,
+        prompt,
+        model=model,
+        n=n,
+        size=size,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        negative_edits=negative_edits,
+        sampler=sampler,
+    )
+    before = yield generate(edits=edits, seed=seed)
+    pictures = {"without": before}
+    for edit in compared:
+        after = yield generate(edits=[*edits, edit], seed=before[0].seed)
+        pictures[f"with {_applied(edit, after[0].tiller['edits'][-1])}"] = after
+    everywhere = ", ".join(_name(e) for e in before[0].tiller["edits"])
+    sheet = compared_sheet(
+        prompt,
+        [picture.seed for picture in before],
+        {label: [picture.png for picture in of] for label, of in pictures.items()},
+        note=f"{model}, everywhere with {everywhere}" if everywhere else model,
+    )
+    return Compared(pictures=pictures, sheet=sheet)
+
+
+def _applied(asked: str | Json, told: Json) -> str:
+    """`potus@live = potus@3 x 0.5`: as it was asked for, and what that meant."""
+    name = asked if isinstance(asked, str) else asked["name"]
+    return name if name == _name(told) else f"{name} = {_name(told)}"
+
+
+def _name(edit: Json) -> str:
+    strength = "" if edit["strength"] == 1 else f" x {edit['strength']:g}"
+    return f"{edit['name']}@{edit['version']}{strength}"
 
 
 def _add_edit(  # noqa: PLR0913 - the request's keys
@@ -353,16 +473,54 @@ def _later(build: Callable[P, Call[T]]) -> Callable[Concatenate[Any, P], Awaitab
     return call
 
 
+def _all_now(
+    build: Callable[P, Generator[Call[Any], Any, T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """Several calls, one after another, each of which may depend on those before."""
+
+    @functools.wraps(build)
+    def calls(self: Any, *args: P.args, **named: P.kwargs) -> T:
+        asking, answer = build(*args, **named), None
+        while True:
+            try:
+                call = asking.send(answer)
+            except StopIteration as over:
+                return over.value
+            answer = self.tiller.send(call)
+
+    return calls
+
+
+def _all_later(
+    build: Callable[P, Generator[Call[Any], Any, T]],
+) -> Callable[Concatenate[Any, P], Awaitable[T]]:
+    @functools.wraps(build)
+    async def calls(self: Any, *args: P.args, **named: P.kwargs) -> T:
+        asking, answer = build(*args, **named), None
+        while True:
+            try:
+                call = asking.send(answer)
+            except StopIteration as over:
+                return over.value
+            answer = await self.tiller.send(call)
+
+    return calls
+
+
 class Images(_Sync):
     """Drawing."""
 
     generate = _now(_generate)
+    redraw = _all_now(_redraw)
+    compare = _all_now(_compare)
 
 
 class AsyncImages(_Async):
     """Drawing."""
 
     generate = _later(_generate)
+    redraw = _all_later(_redraw)
+    compare = _all_later(_compare)
 
 
 class Edits(_Sync):

@@ -134,6 +134,8 @@ class Recipe:
         found = [*weights, *self._against(here, _CIRCUMSTANCES)]
         if self.mode == "fast":
             found.append("It was drawn in fast mode, where company moves the last bits.")
+        if self.done is not None:
+            found.append(f"It is a preview after {self.done} steps; drawn is the whole picture.")
         return tuple(found)
 
     def _against(self, here: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
