@@ -172,20 +172,31 @@ class DiffusionEngine:
             PromptTooLong, UnknownSampler, BadSize, BadRow, UnknownSite, BadPatch: The request is to
                 blame.
         """
-        ticket = self._admitted(request, tell)
+        return self.submit_together([(request, tell)])[0]
+
+    def submit_together(
+        self, rows: Sequence[tuple[ImageRequest, Callable[[Event], None]]]
+    ) -> list[Ticket]:
+        """Queue rows that join at once if there is room for all of them: all or none.
+
+        Raises:
+            As `submit`.
+        """
+        tickets = [self._admitted(request, tell) for request, tell in rows]
         with self._owner.wake:
             if self._owner.lost is not None:
                 raise EngineFailed(f"The engine is down: {self._owner.lost}")
             if self._draining:
                 raise Draining
             ahead = len(self._waiting)
-            if ahead >= self.max_waiting:
+            if ahead + len(tickets) > self.max_waiting:
                 raise Full(ahead, self._estimate())
-            # Told before anybody can take it up, so that it is the first event.
-            ticket.hear(Queued(ahead=ahead))
-            self._waiting.append(ticket)
+            for place, ticket in enumerate(tickets, ahead):
+                # Told before anybody can take it up, so that it is the first event.
+                ticket.hear(Queued(ahead=place))
+                self._waiting.append(ticket)
             self._owner.notify()
-        return ticket
+        return tickets
 
     async def stream(self, request: ImageRequest) -> AsyncIterator[Event]:
         """The row's events; leaving the loop early cancels the row."""
@@ -343,7 +354,8 @@ class DiffusionEngine:
         key = key_of(self.mode, ticket.shape, prompt.conditioning, guided=bool(negative))
         rows = self._rows.setdefault(key, [])
         taken = {row.slot for row in rows}
-        latents = ticket.sampling.noise(ticket.shape, self.hosted.dtype, self.hosted.device)
+        hosted, draw = self.hosted, ticket.request.draw
+        latents = ticket.sampling.noise(ticket.shape, hosted.dtype, hosted.device, draw)
         rows.append(
             _Row(
                 ticket=ticket,

@@ -19,6 +19,7 @@ class ImageRequest:
     Attributes:
         id: Names the row in events and cancels.
         seed: Of the row's own CPU generator, 0 to 2^63 - 1.
+        draw: Which noise of that generator the row begins with; those before are thrown away.
         steps: Denoising steps.
         guidance: Classifier-free guidance scale; at 1 or below no negative prompt is read.
         sampler: Its name, None for the model's own.
@@ -35,6 +36,7 @@ class ImageRequest:
     prompt: str
     negative_prompt: str | None = None
     seed: int = 0
+    draw: int = 0
     steps: int = 25
     guidance: float = 7.5
     sampler: str | None = None

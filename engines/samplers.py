@@ -50,9 +50,14 @@ class Sampling:
         return self.timesteps[self.done]
 
     def noise(
-        self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+        self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, draw: int = 0
     ) -> Float[Tensor, "1 c h w"]:
-        """What the row starts from: drawn in float32 for this row alone, then cast."""
+        """What the row starts from: drawn in float32 for this row alone, then cast.
+
+        `draw` earlier ones are thrown away, each drawn as a picture of this shape would draw it.
+        """
+        for _ in range(draw):
+            torch.randn((1, *shape), generator=self.generator, dtype=torch.float32)
         drawn = torch.randn((1, *shape), generator=self.generator, dtype=torch.float32)
         return drawn.to(device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 

@@ -204,7 +204,7 @@ class TextToImage(Family):
         """One call of the denoiser, with a timestep per row."""
 
     def lens(self, hosted: HostedModel, tower: str | None = None) -> Lens:
-        """How the lens looks into a tower; None is the family's first.
+        """How the lens looks into a tower; None is the first that can be looked at.
 
         Raises:
             MethodNotApplicable: The lens is not defined there, with the reason.
@@ -212,7 +212,8 @@ class TextToImage(Family):
         """
         self.check_method("diffusion_lens")
         lenses = self.lenses(hosted)
-        name = next(iter(lenses)) if tower is None else tower
+        seen = (t for t, lens in lenses.items() if isinstance(lens, Lens))
+        name = next(seen, next(iter(lenses))) if tower is None else tower
         if name not in lenses:
             raise UnknownTower(name, ", ".join(lenses))
         found = lenses[name]

@@ -40,3 +40,18 @@ def test_long_labels_stay_in_their_column():
     )
     assert wide.size == short.size
     assert (np.asarray(wide)[:, -12:] == np.asarray(short)[:, -12:]).all()
+
+
+def test_a_picture_that_is_not_square_keeps_its_shape():
+    wide = np.full((16, 32, 3), (250, 10, 20), dtype=np.uint8)
+    sheet = contact_sheet("t", ["a"], [Strip(label="r", cells=(Cell(picture=wide),))], side=64)
+    assert (np.asarray(sheet) == (250, 10, 20)).all(-1).sum() == 64 * 32
+
+
+def test_a_title_of_any_length_and_many_lines_stays_on_the_sheet():
+    strips = [Strip(label="r", cells=(Cell(picture=RED),))]
+    long = contact_sheet(
+        "a very long prompt\nof many lines " * 1000, ["a"], strips, note="n\n" * 99
+    )
+    assert long.size == contact_sheet("t", ["a"], strips).size
+    assert (np.asarray(long)[:, -12:] == np.asarray(long)[0, 0]).all()
