@@ -67,7 +67,7 @@ class Doorman:
         # A page in a browser can make its own name point to 127.0.0.1; it cannot fake this header.
         name = header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
         own = {*self.settings.server.allowed_hosts, self.settings.server.host}
-        if name not in own:
+        if name.lower() not in {n.lower() for n in own}:
             raise StrangeHost(name)
 
     async def count(self, principal: Principal, what: str, amount: int = 1) -> dict[str, str]:
