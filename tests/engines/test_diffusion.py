@@ -291,6 +291,21 @@ def test_a_cancelled_row_leaves_and_its_slot_is_free(engines, tiny_sd):
     assert sum(isinstance(event, LAST) for event in first.events) == 1
 
 
+def test_cancelling_a_row_moves_no_bit_of_the_one_beside_it(engines, tiny_sd):
+    engine = engines(tiny_sd, slots=2)
+    want = ask(engine, a_row(0, steps=12))[0].image
+    go_on = held(engine)
+    kept, left = Told(), Told()
+    engine.submit(a_row(0, steps=12), kept)
+    ticket = engine.submit(a_row(1, steps=900, guidance=7.5), left)
+    go_on.set()
+    while not any(isinstance(event, Step) for event in left.events):
+        time.sleep(0.001)
+    ticket.cancel()
+    assert isinstance(left.last, Cancelled)
+    assert np.array_equal(kept.image, want)
+
+
 def test_a_waiting_row_can_be_cancelled_behind_others(engines, tiny_sd):
     engine, waiting = engines(tiny_sd, slots=1), [Told(), Told()]
     running = engine.submit(a_row(0, steps=900), Told())
@@ -369,6 +384,18 @@ def test_a_row_hears_its_steps_its_previews_and_one_end(engines, tiny_sd):
     assert [step.done for step in steps] == [1, 2, 3, 4, 5, 6] and steps[0].total == 6
     assert [step.done for step in steps if step.preview is not None] == [2, 4]
     assert steps[1].preview.shape == (16, 16, 3)
+
+
+def test_rows_of_one_batch_hear_their_own_steps_and_previews(engines, tiny_sd):
+    engine = engines(tiny_sd, slots=3)
+    go_on = held(engine)
+    rows = [a_row(0, seed=i, steps=s, previews=p) for i, (s, p) in enumerate(((3, 1), (7, 0)))]
+    short, long = ask(engine, *rows)
+    go_on.set()
+    for told, steps, previews in ((short, 3, [1, 2]), (long, 7, [])):
+        heard = [event for event in told.events if isinstance(event, Step)] if told.last else []
+        assert [(step.done, step.total) for step in heard] == [(i + 1, steps) for i in range(steps)]
+        assert [step.done for step in heard if step.preview is not None] == previews
 
 
 def test_a_fit_runs_between_the_steps_of_the_rows(engines, tiny_sd):

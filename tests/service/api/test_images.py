@@ -10,6 +10,8 @@ import openai
 import pytest
 from PIL import Image
 
+from service.recipe import Recipe
+
 MODEL = "tiny"
 PROMPT = "the king of the sea"
 
@@ -146,6 +148,41 @@ def test_the_negative_prompt_may_stay_plain(http, edit):
     same = shown(drawn(http, edits=[edit], negative_prompt=PROMPT))
     plain = shown(drawn(http, edits=[edit], negative_prompt=PROMPT, negative_edits="plain"))
     assert same != plain
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 5},
+        {"guidance_scale": 2.0},
+        {"sampler": "euler"},
+        {"negative_prompt": "a red boat"},
+        {"size": "32x16"},
+        {"seed": 4},
+    ],
+)
+def test_each_key_of_a_row_reaches_it(http, changes):
+    told = {"sampler": "ddim", "guidance_scale": 5.0}
+    assert shown(drawn(http, **told | changes)) != shown(drawn(http, **told))
+
+
+def test_the_mode_is_a_setting_of_the_model_and_told_in_every_answer(settings_for, serving):
+    with (
+        serving(settings_for(model={"mode": "fast"})) as (url, _),
+        httpx2.Client(base_url=url, timeout=60) as http,
+    ):
+        answer = drawn(http)
+        assert http.get(f"/v1/models/{MODEL}").json()["mode"] == "fast"
+        assert answer["tiller"]["mode"] == answer["tiller"]["images"][0]["mode"] == "fast"
+        png = http.post("/v1/images/generations", json=body(), headers={"Accept": "image/png"})
+        assert json.loads(png.headers["x-tiller"])["mode"] == "fast"
+        said = Recipe.read(png.content)
+        assert (said.mode, said.slot, said.batch) == ("fast", 0, 2)
+        with http.stream("POST", "/v1/images/generations", json=body(stream=True)) as streamed:
+            lines = [line[6:] for line in streamed.iter_lines() if line.startswith("data: {")]
+        told = [json.loads(line)["tiller"] for line in lines if '"tiller":' in line]
+        assert [of["mode"] for of in told] == ["fast", "fast"]
+        assert told[-1]["images"][0]["mode"] == "fast"
 
 
 def test_without_a_seed_one_is_drawn_and_told(http):
