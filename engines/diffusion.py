@@ -263,8 +263,8 @@ class DiffusionEngine:
     def _admitted(self, request: ImageRequest, tell: Callable[[Event], None]) -> Ticket:
         """Everything that can be wrong with a request is found before it has a slot."""
         family, hosted = self.family, self.hosted
-        for text in (request.prompt, request.negative_prompt or ""):
-            family.check_prompt(hosted, text)
+        family.check_prompt(hosted, request.prompt)
+        family.check_negative(hosted, request.negative_prompt)
         if not np.isfinite(request.guidance):
             raise BadRow("guidance_scale", "The guidance scale is not finite.", "Use 1 to 20.")
         hosted.check(request.patch)

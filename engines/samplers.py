@@ -68,9 +68,9 @@ class Sampling:
         return self.scheduler.scale_model_input(latents, self.timestep)
 
     def step(
-        self, said: Float[Tensor, "1 c h w"], latents: Float[Tensor, "1 c h w"]
+        self, said: Float[Tensor, "1 said h w"], latents: Float[Tensor, "1 c h w"]
     ) -> Float[Tensor, "1 c h w"]:
-        """The latents one step on, given what the denoiser said."""
+        """The latents one step on, given what the denoiser said (a variance too, with some)."""
         extra = {"generator": self.generator} if self.takes_generator else {}
         moved = self.scheduler.step(said, self.timestep, latents, **extra).prev_sample
         self.done += 1

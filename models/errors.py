@@ -110,6 +110,17 @@ class UnknownSetting(Refusal):
         )
 
 
+class UnsafeDtype(Refusal):
+    """A precision in which the model would draw spoiled pictures without a word."""
+
+    def __init__(self, dtype: str, why: str, instead: str) -> None:
+        super().__init__(
+            f"The model is not hosted in {dtype}: {why}.",
+            remedy=f"Use {instead} or float32.",
+            param="dtype",
+        )
+
+
 class NotSafetensors(Refusal):
     """A folder or file brings weights in a format that can run code."""
 
@@ -176,6 +187,17 @@ class PromptTooLong(Refusal):
         )
 
 
+class NegativeUnread(Refusal):
+    """A negative prompt for a model that reads none."""
+
+    def __init__(self, model: str, why: str) -> None:
+        super().__init__(
+            f"{model} reads no negative prompt: {why}.",
+            remedy="Leave it out, and say in the prompt what the picture shall show.",
+            param="negative_prompt",
+        )
+
+
 class SubjectNotFound(Refusal):
     """The subject does not occur in the prompt, or more than once."""
 
@@ -199,9 +221,10 @@ class UnknownSampler(Refusal):
 class BadSize(Refusal):
     """A picture size that the model cannot draw."""
 
-    def __init__(self, height: int, width: int, multiple: int) -> None:
+    def __init__(self, height: int, width: int, multiple: int, most: int | None = None) -> None:
+        bound = "" if most is None else f" up to {most}"
         super().__init__(
             f"The model cannot draw {width}x{height} pixels.",
-            remedy=f"Use multiples of {multiple}.",
+            remedy=f"Use multiples of {multiple}{bound}.",
             param="size",
         )

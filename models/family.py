@@ -280,6 +280,11 @@ class TextToImage(Family):
     def prompt_limit(self, hosted: HostedModel) -> int:
         """The most tokens that all encoders read, [BOS] and [EOS] included."""
 
+    def check_negative(self, hosted: HostedModel, prompt: str | None) -> None:
+        """Refuse a negative prompt that would be cut, or that nothing would read."""
+        if prompt:
+            self.check_prompt(hosted, prompt)
+
     def check_prompt(self, hosted: HostedModel, prompt: str) -> None:
         """PromptTooLong if any encoder would cut the prompt."""
         tokens, limit = self.token_count(hosted, prompt), self.prompt_limit(hosted)

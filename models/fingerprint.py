@@ -20,14 +20,23 @@ from models.errors import NotSafetensors
 
 # What in a configuration says which function the weights compute; the rest is bookkeeping.
 _ARCHITECTURE = (
+    "d_ff",
+    "d_kv",
+    "d_model",
     "eos_token_id",
+    "feed_forward_proj",
     "hidden_act",
     "hidden_size",
     "intermediate_size",
     "layer_norm_eps",
+    "layer_norm_epsilon",
     "max_position_embeddings",
     "num_attention_heads",
+    "num_heads",
     "num_hidden_layers",
+    "num_layers",
+    "relative_attention_max_distance",
+    "relative_attention_num_buckets",
     "vocab_size",
 )
 
@@ -74,7 +83,9 @@ def canonical(name: str) -> str | None:
     """A text tower's tensor under its historic name; None for buffers that hold no knowledge."""
     if name.endswith("position_ids"):
         return None
-    top = ("embeddings.", "encoder.", "final_layer_norm.")
+    if name == "encoder.embed_tokens.weight":  # T5's, tied; files hold it under either name or both
+        return "shared.weight"
+    top = ("embeddings.", "encoder.layers.", "final_layer_norm.")
     return f"text_model.{name}" if name.startswith(top) else name
 
 

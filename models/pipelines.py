@@ -24,7 +24,7 @@ from models.errors import BadSize, NotSafetensors, UnknownSampler
 from models.family import Beside, LoadOptions, TextToImage
 from models.fingerprint import canonical, fingerprint, joined
 from models.hosted import HostedModel
-from models.patch import Exit, Patch
+from models.patch import Detour, Exit, Operation, Patch
 from models.text_tower import TextTower
 
 _CLASSES: dict[str, type[Any]] = {
@@ -56,6 +56,8 @@ class Pipeline(TextToImage):
     """The attribute of what denoises: `unet`, `transformer`."""
     coder: str | None = "vae"
     """The attribute of what turns latents into pictures; None where the denoiser draws pixels."""
+    stated: Mapping[str, Mapping[str, Any]] = _STATED
+    """Per sampler what it shall not inherit from the configuration of the model's own."""
 
     @abstractmethod
     def blocks(self, encoder: Any) -> nn.ModuleList:
@@ -167,8 +169,20 @@ class Pipeline(TextToImage):
             kind = _CLASSES[name]
             known = inspect.signature(kind).parameters
             accepted = {k: v for k, v in config.items() if k in known}
-            found[name] = kind.from_config(accepted, **_STATED.get(name, {}))
+            found[name] = kind.from_config(accepted, **self.stated.get(name, {}))
         return found
+
+
+def within(patch: Patch, encoder: str, tower: str) -> Patch:
+    """What of a patch happens in one text encoder: at its linear layers, and in its tower."""
+    own = (encoder, tower)
+    return Patch(tuple(o for o in patch if _part(o) in own))
+
+
+def _part(operation: Operation) -> str:
+    if isinstance(operation, Exit | Detour):
+        return operation.tower
+    return operation.site.partition(".")[0]
 
 
 def leaving(patch: Patch) -> frozenset[str]:
@@ -204,6 +218,13 @@ def unscaled(latents: Tensor, config: Any) -> Tensor:
         mean, spread = (torch.tensor(v).view(shape).to(latents) for v in (mean, spread))
         return latents * spread / config.scaling_factor + mean
     return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+
+
+def dynamic_shift(config: Any, tokens: int) -> float:
+    """How far a flow's schedule is shifted for a picture of so many tokens."""
+    first, last = config["base_image_seq_len"], config["max_image_seq_len"]
+    slope = (config["max_shift"] - config["base_shift"]) / (last - first)
+    return tokens * slope + (config["base_shift"] - slope * first)
 
 
 def _linears(attribute: str, module: nn.Module) -> dict[str, nn.Module]:
