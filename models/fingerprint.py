@@ -20,23 +20,35 @@ from models.errors import NotSafetensors
 
 # What in a configuration says which function the weights compute; the rest is bookkeeping.
 _ARCHITECTURE = (
+    "attn_logit_softcapping",
     "d_ff",
     "d_kv",
     "d_model",
     "eos_token_id",
     "feed_forward_proj",
+    "head_dim",
     "hidden_act",
+    "hidden_activation",
     "hidden_size",
     "intermediate_size",
     "layer_norm_eps",
     "layer_norm_epsilon",
+    "layer_types",
     "max_position_embeddings",
     "num_attention_heads",
     "num_heads",
     "num_hidden_layers",
+    "num_key_value_heads",
     "num_layers",
+    "query_pre_attn_scalar",
     "relative_attention_max_distance",
     "relative_attention_num_buckets",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "sliding_window",
+    "use_bidirectional_attention",
     "vocab_size",
 )
 
@@ -127,7 +139,9 @@ def _content(folder: Path, files: Sequence[Path]) -> str:
 
 def _compute(folder: Path, files: list[Path]) -> str:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    stated = {key: config[key] for key in _ARCHITECTURE if key in config}
+    # Of models for several kinds of input, the part that reads texts.
+    both = config | (config.get("text_config") or {})
+    stated = {key: both[key] for key in _ARCHITECTURE if key in both}
     per_tensor: dict[str, str] = {}
     for file in files:
         with safe_open(file, framework="pt") as opened:
