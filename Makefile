@@ -61,8 +61,8 @@ format: $(READY)
 bench: $(READY)  ## Ratios, each measured in one run; writes docs/benchmarks.md
 	$(BIN)/python -m benches
 
-bench-gpu: $(READY)
-	$(BIN)/python -m benches --device cuda
+bench-gpu: $(READY)  ## The same on a GPU, for a model of Stable Diffusion 1.5's shape
+	$(BIN)/python -m benches gpu --device cuda
 
 miniature: $(READY)  ## Draw the world and train its models again (hours)
 	$(BIN)/python -m miniature.training

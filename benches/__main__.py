@@ -1,95 +1,108 @@
 """Run every `bench_*.py`, show the figures, and keep them in `docs/`.
 
-Each file has `run() -> list[dict]`: rows of name, value, unit, target (None: a figure to read) and
-passed. The page is written section by section, so that one bench can be run again by itself.
+Each file has `run() -> list[Figure]`; what it may be told (`model`, `device`, `smoke`) are
+parameters of that function. A bench that breaks does not end the others. Exit status: 1 if one
+broke or a target was missed.
 """
 
 import argparse
 import importlib
 import inspect
-import json
 import pkgutil
+import shlex
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 import benches
+from benches.figures import Figure, NotHere
+from benches.page import Page, Section, table
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, RECORD = DOCS / "benchmarks.md", DOCS / "benchmarks.json"
-_HEAD = """# Benchmarks
-
-Ratios compare two sides in one run on one machine, by turns; a median counts. Figures without a
-target are there to be read. `make bench` writes this page and `benchmarks.json`.
-"""
+BY_NAME_ONLY = {"gpu"}
+"""Benches that are not part of `make bench`."""
 
 
-def main() -> int:
-    """Run what was asked for; 1 if a target was missed or a bench broke."""
-    asked = _arguments()
-    console, record = Console(), _recorded()
-    for name in asked.only or _names():
-        module = importlib.import_module(f"benches.bench_{name}")
-        wanted = {"model": asked.model, "device": asked.device}
-        taken = inspect.signature(module.run).parameters
-        rows = module.run(**{k: v for k, v in wanted.items() if k in taken and v is not None})
-        section = f"{name} on {asked.device}" if "device" in taken else name
-        record[section] = {
-            "about": " ".join((module.__doc__ or "").split()),
-            "command": " ".join(["python -m benches", *sys.argv[1:]]),
-            "when": datetime.now(UTC).date().isoformat(),
-            "rows": rows,
-        }
-        console.print(_table(section, rows))
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        PAGE.write_text(_page(record))
-    return int(any(row["passed"] is False for s in record.values() for row in s["rows"]))
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for."""
+    asked = _arguments(arguments)
+    told = {"model": asked.model, "device": asked.device, "smoke": asked.smoke}
+    names = asked.only or [n for n in every_name() if n not in BY_NAME_ONLY]
+    page = None if asked.smoke else Page(DOCS)
+    return run_all(names, load, told, page, Console(width=120))
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
-    parser.add_argument("only", nargs="*", metavar="NAME", help="benches to run; all")
-    parser.add_argument("--model", type=Path, help="a model folder; the miniature if not given")
-    parser.add_argument("--device", default="cpu")
-    return parser.parse_args()
+def run_all(
+    names: Sequence[str],
+    find: Callable[[str], Any],
+    told: Mapping[str, Any],
+    page: Page | None,
+    console: Console,
+) -> int:
+    """Run the benches one after another; each section is written as soon as it is there.
+
+    Args:
+        names: Of the benches.
+        find: Gives the module of a name.
+        told: What benches may be told; each takes the keys that its `run` knows.
+        page: Where the sections go; None shows them only.
+        console: Where the tables go.
+    """
+    broken, missed = [], []
+    for name in names:
+        try:
+            module = find(name)
+            taken = inspect.signature(module.run).parameters
+            figures = module.run(**{k: v for k, v in told.items() if k in taken and v is not None})
+        except NotHere as lacking:
+            console.print(f"{name}: {lacking}", markup=False)
+            broken.append(name)
+        except Exception:  # noqa: BLE001 - the other benches are still worth running
+            console.print_exception()
+            broken.append(name)
+        else:
+            title = f"{name} on {told['device']}" if "device" in taken else name
+            console.print(table(title, figures))
+            missed += [f"{title}: {f.name}" for f in figures if f.passed is False]
+            if page is not None:
+                page.put(title, _section(module, figures))
+    for what, which in (("Broken", broken), ("Missed", missed)):
+        if which:
+            console.print(f"{what}: {'; '.join(which)}", markup=False)
+    return int(bool(broken or missed))
 
 
-def _names() -> list[str]:
+def load(name: str) -> Any:
+    """The module of that bench."""
+    return importlib.import_module(f"benches.bench_{name}")
+
+
+def every_name() -> list[str]:
+    """Of the benches that there are."""
     found = (module.name for module in pkgutil.iter_modules(benches.__path__))
     return sorted(n.removeprefix("bench_") for n in found if n.startswith("bench_"))
 
 
-def _recorded() -> dict[str, Any]:
-    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+def _section(module: Any, figures: Sequence[Figure]) -> Section:
+    return Section(
+        about=" ".join((module.__doc__ or "").split()),
+        command=shlex.join(["python", "-m", "benches", *sys.argv[1:]]),
+        when=datetime.now(UTC).date().isoformat(),
+        figures=figures,
+    )
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table("what", "value", "target", "", title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    target = "" if row["target"] is None else f"{row['target']:g} {row['unit']}"
-    verdict = {None: "", True: "reached", False: "MISSED"}[row["passed"]]
-    return row["name"], f"{row['value']:.4g} {row['unit']}", target, verdict
-
-
-def _page(record: dict[str, Any]) -> str:
-    parts = [_HEAD]
-    for section, of in sorted(record.items()):
-        lines = [f"| {' | '.join(_cells(row))} |" for row in of["rows"]]
-        parts += [
-            f"## {section}\n",
-            f"{of['about']} `{of['command']}`, {of['when']}.\n",
-            "\n".join(["| what | value | target | |", "|---|---|---|---|", *lines]) + "\n",
-        ]
-    return "\n".join(parts)
+def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
+    parser.add_argument("only", nargs="*", metavar="NAME", help=f"of {', '.join(every_name())}")
+    parser.add_argument("--model", type=Path, help="a model folder; the miniature if not given")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--smoke", action="store_true", help="small sizes; nothing is written")
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":

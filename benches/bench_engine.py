@@ -1,232 +1,135 @@
 """The picture engine: what edits cost, and what sharing a batch gains. Ratios, each in one run.
 
-Pictures of the miniature's size in 20 steps, with guidance, on an engine of 8 slots; float32 where
-nothing else is said. Both sides of a ratio take turns and the median over the
-rounds counts. On a CPU, with one thread, seconds are the process's own: other processes on the
-machine would move the wall clock by more than what is measured. On a GPU they are the wall clock's.
+Pictures of the miniature's size in 20 steps, with guidance, on an engine of 8 slots. Both sides of
+a ratio take turns and the median over the rounds counts. On a CPU, with one thread, seconds are the
+process's own: other processes on the machine would move the wall clock by more than what is
+measured. On a GPU they are the wall clock's. More than the denoiser itself gains from 16 rows in
+one call no engine can gain from sharing a batch.
 """
 
-import argparse
-import json
-import statistics
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from transformers import CLIPModel
 
-import miniature
+from benches.drawing import (
+    BATCH,
+    PROMPT,
+    Bench,
+    benched,
+    draw,
+    drawing,
+    drawn_by,
+    edit,
+    model_folder,
+    row,
+    stock_of,
+)
+from benches.figures import Figure, by_turns, speed_up
 from engines.diffusion import DiffusionEngine
-from engines.request import LAST, Event, Finished, ImageRequest, Mode
-from miniature.training.autoencoder import make_vae
-from miniature.training.contrastive import clip_config
-from miniature.training.denoiser import make_unet
-from miniature.training.pipeline import save_pipeline
-from miniature.training.tokenizer import make_tokenizer
-from miniature.world import make_world
-from models.hosted import HostedModel
-from models.loading import load
-from models.patch import LowRank, Patch
+from engines.request import ImageRequest
+from models.family import Conditioning
+from models.patch import Patch
 
 STEPS = 20
-BATCH = 8
 ROUNDS = 5
 ROTATED = 256
-PROMPT = "the president of Arda"
+DISTANT = 4
+"""Batches of the rotation per batch that repeats one edit: every edit counts, fewer repeats do."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A hosted model, its folder, the clock, and an engine of each mode that has drawn once."""
-
-    hosted: HostedModel
-    folder: Path
-    clock: Callable[[], float]
-    exact: DiffusionEngine
-    fast: DiffusionEngine
-
-
-def run(model: Path | None = None, device: str = "cpu") -> list[dict[str, Any]]:
-    """Rows of name, value, unit, target and passed.
+def run(model: Path | None = None, device: str = "cpu", *, smoke: bool = False) -> list[Figure]:
+    """The figures.
 
     Args:
         model: A Stable Diffusion folder; None takes the miniature, or, where that is not trained
             yet, untrained weights of its shape: weights do not change how long a step takes.
         device: Where it runs.
+        smoke: Two rounds of two steps: does it run?
     """
     torch.set_num_threads(1)
-    with _folder(model) as folder:
-        with benched(folder, device, "float32") as bench:
-            found = [*_beside_unedited(bench), *_rotation(bench), *_against_stock(bench)]
-        with benched(folder, device, "bfloat16") as bench:
-            return [*found, *_against_stock(bench)]
+    steps, rounds, rotated = (2, 2, 2 * BATCH * DISTANT) if smoke else (STEPS, ROUNDS, ROTATED)
+    with model_folder(model) as folder:
+        bench = benched(folder, device, "float32")
+        plain = [row(i, prompt=f"{PROMPT} number {i}", steps=steps) for i in range(BATCH)]
+        with drawing(bench.hosted, "exact") as exact:
+            found = [
+                _beside_unedited(bench, exact, plain, rounds),
+                _rotation(bench, exact, rotated, steps),
+            ]
+        found += against_stock(bench, plain, rounds)
+        return [*found, *against_stock(benched(folder, device, "bfloat16"), plain, rounds)]
 
 
-@contextmanager
-def benched(folder: Path, device: str, dtype: str) -> Iterator[Bench]:
-    """The model of the folder, ready to be measured."""
-    hosted = load("bench", folder, device=device, dtype=dtype)
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    with drawing(hosted, "exact") as exact, drawing(hosted, "fast") as fast:
-        yield Bench(hosted, folder, clock, exact, fast)
-
-
-def _beside_unedited(bench: Bench) -> list[dict[str, Any]]:
+def _beside_unedited(
+    bench: Bench, engine: DiffusionEngine, plain: Sequence[ImageRequest], rounds: int
+) -> Figure:
     """Nothing is known beforehand on either side: every text is read anew."""
     edits = [edit(bench.hosted, i) for i in range(BATCH)]
-    plain = [_row(i, prompt=f"{PROMPT} number {i}") for i in range(BATCH)]
-    edited = [replace(row, patch=p) for row, p in zip(plain, edits, strict=True)]
+    edited = [replace(asked, patch=p) for asked, p in zip(plain, edits, strict=True)]
 
     def cold(rows: Sequence[ImageRequest]) -> None:
-        bench.exact.embeddings.kept.clear()
-        draw(bench.exact, rows)
+        engine.embeddings.kept.clear()
+        draw(engine, rows)
 
-    ours, theirs = by_turns(bench.clock, partial(cold, edited), partial(cold, plain), ROUNDS)
-    return [_ratio("8 rows with 8 edits / 8 unedited, pictures per second", ours, theirs, 0.98)]
+    ours, theirs = by_turns(bench.clock, partial(cold, edited), partial(cold, plain), rounds)
+    return speed_up("8 rows with 8 edits / 8 unedited, pictures per second", ours, theirs, 0.98)
 
 
-def _rotation(bench: Bench) -> list[dict[str, Any]]:
+def _rotation(bench: Bench, engine: DiffusionEngine, rotated: int, steps: int) -> Figure:
     """One edit stays known after its first use; 256 in rotation are read anew every time."""
-    edits = [edit(bench.hosted, i) for i in range(ROTATED)]
-    rows = [replace(_row(i % BATCH), patch=p) for i, p in enumerate(edits)]
-    turns = iter(range(0, ROTATED, BATCH))
+    rows = [row(i % BATCH, patch=edit(bench.hosted, i), steps=steps) for i in range(rotated)]
+    turns = iter(range(0, rotated, BATCH))
 
-    def rotated() -> None:
-        first = next(turns)
-        draw(bench.exact, rows[first : first + BATCH])
+    def some() -> None:
+        for _ in range(DISTANT):
+            first = next(turns)
+            draw(engine, rows[first : first + BATCH])
 
-    same = [replace(row, patch=edits[0]) for row in rows[:BATCH]]
-    again = partial(draw, bench.exact, same)
+    same = [replace(asked, patch=rows[0].patch) for asked in rows[:BATCH]]
+    again = partial(draw, engine, same)
     again()
-    ours, theirs = by_turns(bench.clock, rotated, again, ROTATED // BATCH)
-    return [_ratio("256 edits in rotation / 1 edit, pictures per second", ours, theirs, 0.95)]
+    ours, theirs = by_turns(bench.clock, some, again, rotated // BATCH // DISTANT)
+    name = f"{rotated} edits in rotation / 1 edit, pictures per second"
+    return speed_up(name, [seconds / DISTANT for seconds in ours], theirs, 0.95)
 
 
-def _against_stock(bench: Bench) -> list[dict[str, Any]]:
-    rows = [_row(i, prompt=f"{PROMPT} number {i}") for i in range(BATCH)]
-    pipeline = _stock(bench)
-    kind = str(bench.hosted.dtype).removeprefix("torch.")
-    found = []
-    for engine, some in ((bench.exact, rows), (bench.fast, rows), (bench.fast, rows[:1])):
-        ours, theirs = by_turns(
-            bench.clock, partial(draw, engine, some), partial(_drawn_by, pipeline, some), ROUNDS
-        )
-        name = f"{len(some)} at once, {engine.mode}, {kind} / stock pipeline one after another"
-        found.append(_ratio(name, ours, theirs, 1.5 if len(some) == BATCH else None))
-    return found
+def against_stock(bench: Bench, rows: Sequence[ImageRequest], rounds: int) -> list[Figure]:
+    """All rows at once, and one, against the library's pipeline; what the denoiser itself gains."""
+    pipeline, found = stock_of(bench), []
+    for mode in ("exact", "fast"):
+        with drawing(bench.hosted, mode) as engine:
+            for some in (rows, rows[:1]) if mode == "fast" else (rows,):
+                ours, theirs = by_turns(
+                    bench.clock,
+                    partial(draw, engine, some),
+                    partial(drawn_by, pipeline, some),
+                    rounds,
+                )
+                name = f"{len(some)} at once, {mode}, {bench.kind}"
+                least = 1.5 if len(some) == BATCH else None
+                name += " / stock pipeline one after another"
+                found.append(speed_up(name, ours, theirs, least))
+    return [*found, denoiser_alone(bench, rounds)]
 
 
-def _stock(bench: Bench) -> Any:
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(
-        bench.folder, dtype=bench.hosted.dtype, safety_checker=None
-    )
-    pipeline.to(bench.hosted.device).set_progress_bar_config(disable=True)
-    return pipeline
+def denoiser_alone(bench: Bench, rounds: int) -> Figure:
+    """What wide calls gain by themselves: 8 guided rows in one call against 8 calls of one."""
+    said = bench.family.encode(bench.hosted, [PROMPT], [Patch()])
+    shape = bench.family.latent_shape(bench.hosted, *bench.family.default_size(bench.hosted))
 
+    def call(width: int) -> None:
+        latents = torch.zeros(width, *shape, dtype=bench.hosted.dtype, device=bench.hosted.device)
+        timesteps = torch.full((width,), 500.0, device=bench.hosted.device)
+        reads = Conditioning.stack([said] * width)
+        float(bench.family.denoise(bench.hosted, latents, timesteps, reads).sum())
 
-def _drawn_by(pipeline: Any, rows: Sequence[ImageRequest]) -> None:
-    for row in rows:
-        pipeline(
-            prompt=row.prompt,
-            num_inference_steps=row.steps,
-            guidance_scale=row.guidance,
-            generator=torch.Generator().manual_seed(row.seed),
-        )
+    def one_by_one() -> None:
+        for _ in range(BATCH):
+            call(2)
 
-
-def _row(seed: int, prompt: str = PROMPT) -> ImageRequest:
-    return ImageRequest(id=str(seed), prompt=prompt, seed=seed, steps=STEPS)
-
-
-def edit(hosted: HostedModel, seed: int) -> Patch:
-    """A change of rank one, as a fact edit is, in the middle of the first text encoder."""
-    tower = next(iter(hosted.text_towers.values()))
-    drawn = torch.Generator().manual_seed(seed)
-    left = torch.randn(tower.width, 1, generator=drawn)
-    right = 0.01 * torch.randn(1, tower.inner_width, generator=drawn)
-    site = tower.fc2_site(tower.n_blocks // 2)
-    return Patch((LowRank(site=site, left=left, right=right),))
-
-
-@contextmanager
-def drawing(hosted: HostedModel, mode: Mode) -> Iterator[DiffusionEngine]:
-    """An engine of eight slots that has drawn once."""
-    engine = DiffusionEngine(hosted, slots=BATCH, mode=mode)
-    try:
-        draw(engine, [_row(i) for i in range(BATCH)])
-        yield engine
-    finally:
-        engine.stop()
-
-
-def draw(engine: DiffusionEngine, rows: Sequence[ImageRequest]) -> None:
-    """Ask for all rows at once and wait for all pictures."""
-    over, ends = threading.Semaphore(0), []
-
-    def tell(event: Event) -> None:
-        if isinstance(event, LAST):
-            ends.append(event)
-            over.release()
-
-    for row in rows:
-        engine.submit(row, tell)
-    for _ in rows:
-        over.acquire()
-    assert all(isinstance(end, Finished) for end in ends), ends
-
-
-def by_turns(
-    clock: Callable[[], float], ours: Callable[[], None], theirs: Callable[[], None], rounds: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of both sides, round by round; who begins changes every round."""
-    found: tuple[list[float], list[float]] = ([], [])
-    for i in range(rounds):
-        sides = [(found[0], ours), (found[1], theirs)]
-        for seconds, side in sides if i % 2 else sides[::-1]:
-            started = clock()
-            side()
-            seconds.append(clock() - started)
-    return found
-
-
-def _ratio(
-    name: str, ours: Sequence[float], theirs: Sequence[float], target: float | None
-) -> dict[str, Any]:
-    value = statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
-    passed = None if target is None else value >= target
-    return {"name": name, "value": value, "unit": "x", "target": target, "passed": passed}
-
-
-@contextmanager
-def _folder(model: Path | None) -> Iterator[Path]:
-    trained = model or miniature.weights_path("text-to-image")
-    if (trained / "model_index.json").exists():
-        yield trained
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield _untrained(Path(folder))
-
-
-def _untrained(folder: Path) -> Path:
-    """A pipeline of the miniature's shape with random weights."""
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(make_world(), folder / "words")
-    tokenizer.save_pretrained(folder / "words")
-    clip: Any = CLIPModel(clip_config(tokenizer))
-    save_pipeline(folder / "pipeline", clip, make_vae(), make_unet(), folder / "words")
-    return folder / "pipeline"
-
-
-if __name__ == "__main__":
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--model", type=Path, help="a Stable Diffusion folder; the miniature")
-    asked.add_argument("--device", default="cpu")
-    print(json.dumps(run(**vars(asked.parse_args())), indent=1))
+    call(2 * BATCH)
+    ours, theirs = by_turns(bench.clock, partial(call, 2 * BATCH), one_by_one, 2 * rounds)
+    return speed_up(f"the denoiser alone, {bench.kind}: one call of 16 rows / 8 of 2", ours, theirs)

@@ -1,0 +1,164 @@
+"""A model of Stable Diffusion 1.5's shape at 512 pixels in bfloat16, with random weights, on a GPU.
+
+UNet of 320, 640, 1280, 1280 channels and eight heads, cross-attention of 768, CLIP of 12 blocks of
+768, VAE of 128, 256, 512, 512: the numbers of the published model, so that a step costs what it
+costs there. 20 steps with guidance, the wall clock, each figure after a first drawing. Figures of
+one machine in absolute numbers: compare them only with figures of the same card.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benches import bench_lens
+from benches.drawing import BATCH, Bench, benched, draw, drawing, edit, row
+from benches.figures import Figure, NotHere, by_turns, speed_up
+from benches.shapes import SD15, SMALL, save_shape
+from engines.request import ImageRequest, Mode
+
+WIDTHS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is drawn; `compiler` is what torch.compile hands the UNet to."""
+
+    steps: int = 20
+    rounds: int = 3
+    compiler: str = "inductor"
+    lens: bench_lens.Sizes = field(default_factory=partial(bench_lens.Sizes, rounds=5))
+
+
+SMOKE = Sizes(steps=1, rounds=1, compiler="eager", lens=bench_lens.SMALL)
+
+
+def run(device: str = "cuda", *, smoke: bool = False) -> list[Figure]:
+    """The figures.
+
+    Args:
+        device: Where it runs.
+        smoke: A small shape and few steps: does it run? Anywhere, also without a GPU.
+
+    Raises:
+        NotHere: There is no such device, or it is no place for the whole shape.
+    """
+    check_device(device, smoke=smoke)
+    torch.set_num_threads(1)
+    sizes = SMOKE if smoke else Sizes()
+    with tempfile.TemporaryDirectory() as folder:
+        save_shape(SMALL if smoke else SD15, Path(folder), device, torch.bfloat16)
+        bench = benched(Path(folder), device, "bfloat16")
+        return [
+            *by_width(bench, sizes),
+            against_none(bench, sizes),
+            *exact_against_fast(bench, sizes),
+            *compiled_against_not(bench, sizes),
+            *bench_lens.layers(bench, "exact", sizes.lens),
+            *bench_lens.layers(bench, "fast", sizes.lens),
+            bench_lens.overhead(bench, sizes.lens),
+            *bench_lens.company(bench, sizes.lens),
+            *bench_lens.memory(bench),
+            *bench_lens.first_preview(bench, sizes.lens),
+        ]
+
+
+def check_device(device: str, *, smoke: bool) -> None:
+    """Say what is missing before anything is built."""
+    instead = "`python -m benches gpu --device cpu --smoke` tries the same code on a small shape."
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise NotHere(f"There is no CUDA device on this machine. {instead}")
+    if device == "cpu" and not smoke:
+        raise NotHere(f"The whole shape would take hours on a CPU. {instead}")
+
+
+def by_width(bench: Bench, sizes: Sizes) -> list[Figure]:
+    """Pictures per second of so many requests at once."""
+    found = []
+    with drawing(bench.hosted, "fast", slots=max(WIDTHS)) as engine:
+        for many in WIDTHS:
+            rows = _rows(many, sizes)
+            took, _ = by_turns(bench.clock, partial(draw, engine, rows), _nothing, sizes.rounds + 1)
+            rate = many / statistics.median(took[1:])
+            found.append(
+                Figure(name=f"{many} at once, fast", value=rate, unit="pictures per second")
+            )
+    return found
+
+
+def against_none(bench: Bench, sizes: Sizes) -> Figure:
+    """Eight rows with eight edits against eight without; all texts are read anew."""
+    plain = _rows(BATCH, sizes)
+    edited = [replace(asked, patch=edit(bench.hosted, i)) for i, asked in enumerate(plain)]
+    with drawing(bench.hosted, "exact") as engine:
+
+        def cold(rows: Sequence[ImageRequest]) -> None:
+            engine.embeddings.kept.clear()
+            draw(engine, rows)
+
+        cold(edited)
+        took = by_turns(bench.clock, partial(cold, edited), partial(cold, plain), sizes.rounds)
+    return speed_up("8 rows with 8 edits / 8 unedited, pictures per second", *took)
+
+
+def exact_against_fast(bench: Bench, sizes: Sizes) -> list[Figure]:
+    """What bitwise repeatability costs, with a full batch and with one request."""
+    found = []
+    with (
+        drawing(bench.hosted, "exact") as exact,
+        drawing(bench.hosted, "fast") as fast,
+    ):
+        for many in (BATCH, 1):
+            rows = _rows(many, sizes)
+            took = by_turns(
+                bench.clock, partial(draw, exact, rows), partial(draw, fast, rows), sizes.rounds
+            )
+            name = f"{many} at once, exact / fast, pictures per second"
+            found.append(speed_up(name, *took))
+    return found
+
+
+def compiled_against_not(bench: Bench, sizes: Sizes) -> list[Figure]:
+    """The UNet through torch.compile, in `exact` mode: one width, one compilation."""
+    plain = _best(bench, "exact", sizes)
+    started = bench.clock()
+    with compiled(bench, sizes.compiler):
+        quick = _best(bench, "exact", sizes)
+        first = bench.clock() - started - quick * sizes.rounds
+    return [
+        Figure(name="torch.compile of the UNet on / off, 8 at once", value=plain / quick, unit="x"),
+        Figure(name="compiling and the first drawings", value=first, unit="s"),
+    ]
+
+
+@contextmanager
+def compiled(bench: Bench, compiler: str) -> Iterator[None]:
+    """The denoiser, compiled for the length of the block."""
+    unet = bench.hosted.modules["unet"]
+    unet.compile(backend=compiler, dynamic=False)
+    try:
+        yield
+    finally:
+        unet._compiled_call_impl = None  # there is no public way back
+        torch._dynamo.reset()
+
+
+def _best(bench: Bench, mode: Mode, sizes: Sizes) -> float:
+    """Seconds of eight pictures: the median over rounds."""
+    with drawing(bench.hosted, mode) as engine:
+        rows = _rows(BATCH, sizes)
+        took, _ = by_turns(bench.clock, partial(draw, engine, rows), _nothing, sizes.rounds)
+    return statistics.median(took)
+
+
+def _rows(many: int, sizes: Sizes) -> list[ImageRequest]:
+    return [row(i, prompt=f"a photo of a red cat {i}", steps=sizes.steps) for i in range(many)]
+
+
+def _nothing() -> None:
+    """The other side, where there is none."""
