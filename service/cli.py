@@ -145,7 +145,7 @@ def image(  # noqa: PLR0913, PLR0917 - one argument per option
     ] = None,
     again: Annotated[
         Path | None,
-        typer.Option("--from", exists=True, dir_okay=False, help="A picture, to be drawn again."),
+        typer.Option("--from", help="A picture, to be drawn again."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="With --from: even if the weights are others.")
@@ -187,6 +187,8 @@ def draw_again(
     picture: Path, output: Path, model: str | None, *, force: bool, tiller: Tiller
 ) -> None:
     """Redraw a picture and say whether it is the same, and what may have changed it."""
+    if not picture.is_file():
+        raise typer.BadParameter(f"There is no file {picture}.")
     if output.resolve() == picture.resolve():
         raise typer.BadParameter("-o names the picture that is read; name another file.")
     with tiller, err.status("drawing"):
