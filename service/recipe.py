@@ -100,6 +100,11 @@ class Recipe:
             raise NoRecipe(f"Its recipe lacks {', '.join(missing)}.")
         if not _are_edits(told.get("edits", [])):
             raise NoRecipe("What it says of its edits cannot be read.")
+        lens = told.get("lens")
+        if lens is not None and not (
+            isinstance(lens, dict) and {"encoder", "layer"} <= lens.keys()
+        ):
+            raise NoRecipe("What it says of its lens cannot be read.")
         known = {f.name for f in fields(cls)}
         said = {key: value for key, value in told.items() if key in known}
         return cls(**{"version": "", **said, "edits": tuple(told.get("edits", ()))})

@@ -80,9 +80,20 @@ def test_a_recipe_beyond_the_bound_is_left_out_and_says_so():
         picture({KEY: '{"prompt": "a king"}'}),
         picture({KEY: json.dumps({**vars(RECIPE), "edits": [{"name": "king"}]})}),
         picture({KEY: json.dumps({**vars(RECIPE), "edits": "king"})}),
+        picture({KEY: json.dumps({**vars(RECIPE), "lens": {}})}),
         picture(RECIPE.chunks())[:60],
     ],
-    ids=["text", "silent", "no json", "a list", "a part", "no digest", "one word", "cut"],
+    ids=[
+        "text",
+        "silent",
+        "no json",
+        "a list",
+        "a part",
+        "no digest",
+        "one word",
+        "no layer",
+        "cut",
+    ],
 )
 def test_what_does_not_say_how_it_was_drawn_is_refused(png):
     with pytest.raises(NoRecipe):
