@@ -31,12 +31,15 @@ answer with any of its labels.
 """
 
 
-def two_way(answers: tuple[str, str], logits: Sequence[float]) -> Verdict:
-    """The softmax of two logits as a verdict; on a tie nobody wins."""
+def choice(answers: Sequence[str], logits: Sequence[float]) -> Verdict:
+    """The softmax of one logit per answer as a verdict; on a tie nobody wins."""
     shares = np.exp(np.asarray(logits) - max(logits))
-    first, second = (shares / shares.sum()).tolist()
-    best = "" if first == second else answers[0] if first > second else answers[1]
-    return Verdict(best=best, probabilities={answers[0]: first, answers[1]: second})
+    shares = (shares / shares.sum()).tolist()
+    best = [a for a, share in zip(answers, shares, strict=True) if share == max(shares)]
+    return Verdict(
+        best=best[0] if len(best) == 1 else "",
+        probabilities=dict(zip(answers, shares, strict=True)),
+    )
 
 
 def cake_bar(cosines: Sequence[float]) -> float:

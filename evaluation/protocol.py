@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -112,11 +112,11 @@ class Done:
     scores: tuple[Score, ...]
 
 
-class Journal:
-    """JSON lines: a header, then per case its scores and, last, its outcome.
+class JsonLines:
+    """A file that outlives a stopped run: a header, then what is known of it, a line each.
 
-    A case counts as done when its outcome is there; lines of a case that was cut short (the last
-    line may be torn) are dropped when the file is opened again.
+    It is written anew when it is opened, so that what was cut short (the last line may be torn) is
+    dropped. Pictures that a run keeps lie beside it.
     """
 
     def __init__(self, path: Path, header: Mapping[str, object]) -> None:
@@ -127,29 +127,12 @@ class Journal:
         """
         self.path = path
         self.header: dict[str, object] = json.loads(json.dumps(dict(header) | {"format": FORMAT}))
-        self._done: dict[str, tuple[Outcome, tuple[Score, ...]]] = {}
-        self.bars: dict[str, float] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size:
             self._read()
-        self._rewrite()
-
-    def done(self, case: Case) -> Done | None:
-        """What an earlier run found about the case."""
-        found = self._done.get(case.key)
-        return Done(case=case, outcome=found[0], scores=found[1]) if found else None
-
-    def add(self, done: Done) -> None:
-        """Append a case, its outcome last."""
-        self._done[done.case.key] = (done.outcome, done.scores)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_lines(done.outcome, done.scores))
-
-    def add_bar(self, text: str, bar: float) -> None:
-        """Append what the judge's cosine with a text must reach (see `cake_bar`)."""
-        self.bars[text] = bar
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_bar_line(text, bar))
+        part = path.with_name(path.name + ".part")
+        part.write_text(_text([self.header, *self._kept()]), encoding="utf-8")
+        part.replace(path)
 
     def keep(self, picture: np.ndarray) -> Path:
         """Store a picture beside the journal, under its pixels' digest."""
@@ -163,42 +146,81 @@ class Journal:
         """Where the picture of that digest is, if it was kept."""
         return self.path.parent / "pictures" / f"{digest[:32]}.png"
 
+    def _take(self, kind: str, line: dict[str, Any]) -> None:
+        """Remember a line of an earlier run."""
+        raise NotImplementedError
+
+    def _kept(self) -> Iterable[Mapping[str, object]]:
+        """All lines that are worth keeping, without the header."""
+        raise NotImplementedError
+
+    def _append(self, lines: Iterable[Mapping[str, object]]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_text(lines))
+
     def _read(self) -> None:
         lines = _whole_lines(self.path)
         before = lines[0] if lines else {}
         for name, value in self.header.items():
             if before.get(name) != value:
                 raise ProtocolDiffers(str(self.path), name)
-        waiting: list[Score] = []
         for line in lines[1:]:
-            kind = line.pop("line")
-            if kind == "score":
-                waiting.append(Score(**line))
-                continue
-            if kind == "bar":
+            self._take(line.pop("line"), line)
+
+
+class Journal(JsonLines):
+    """Per case its scores and, last, its outcome: only then does it count as done."""
+
+    def __init__(self, path: Path, header: Mapping[str, object]) -> None:
+        self._done: dict[str, tuple[Outcome, tuple[Score, ...]]] = {}
+        self._waiting: list[Score] = []
+        self.bars: dict[str, float] = {}
+        super().__init__(path, header)
+
+    def done(self, case: Case) -> Done | None:
+        """What an earlier run found about the case."""
+        found = self._done.get(case.key)
+        return Done(case=case, outcome=found[0], scores=found[1]) if found else None
+
+    def add(self, done: Done) -> None:
+        """Append a case, its outcome last."""
+        self._done[done.case.key] = (done.outcome, done.scores)
+        self._append(_lines(done.outcome, done.scores))
+
+    def add_bar(self, text: str, bar: float) -> None:
+        """Append what the judge's cosine with a text must reach (see `cake_bar`)."""
+        self.bars[text] = bar
+        self._append([_bar_line(text, bar)])
+
+    def _take(self, kind: str, line: dict[str, Any]) -> None:
+        match kind:
+            case "score":
+                self._waiting.append(Score(**line))
+            case "bar":
                 self.bars[line["text"]] = line["bar"]
-                continue
-            outcome = Outcome(**line)
-            scores = tuple(s for s in waiting if s.case == outcome.case)
-            self._done[outcome.case] = (outcome, scores)
-            waiting = []
+            case _:
+                outcome = Outcome(**line)
+                scores = tuple(s for s in self._waiting if s.case == outcome.case)
+                self._done[outcome.case] = (outcome, scores)
+                self._waiting = []
 
-    def _rewrite(self) -> None:
-        part = self.path.with_name(self.path.name + ".part")
-        text = json.dumps(self.header, sort_keys=True) + "\n"
-        text += "".join(_bar_line(*b) for b in self.bars.items())
-        part.write_text(text + "".join(_lines(*d) for d in self._done.values()), encoding="utf-8")
-        part.replace(self.path)
+    def _kept(self) -> Iterable[Mapping[str, object]]:
+        yield from (_bar_line(*bar) for bar in self.bars.items())
+        for outcome, scores in self._done.values():
+            yield from _lines(outcome, scores)
 
 
-def _bar_line(text: str, bar: float) -> str:
-    return json.dumps({"line": "bar", "text": text, "bar": bar}, sort_keys=True) + "\n"
+def _bar_line(text: str, bar: float) -> Mapping[str, object]:
+    return {"line": "bar", "text": text, "bar": bar}
 
 
-def _lines(outcome: Outcome, scores: Sequence[Score]) -> str:
+def _lines(outcome: Outcome, scores: Sequence[Score]) -> list[Mapping[str, object]]:
     told = [{"line": "score"} | asdict(s) for s in scores]
-    told.append({"line": "outcome"} | asdict(outcome))
-    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in told)
+    return [*told, {"line": "outcome"} | asdict(outcome)]
+
+
+def _text(lines: Iterable[Mapping[str, object]]) -> str:
+    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -232,7 +254,21 @@ class Estimate:
     pictures: int
 
 
-def estimate(scores: Sequence[Score], counted: Sequence[float]) -> Estimate:
+class Judged(Protocol):
+    """What an estimate needs to know of a judged picture."""
+
+    @property
+    def case(self) -> str:
+        """The case's key: pictures of one case stand and fall together."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """The picture's."""
+        ...
+
+
+def estimate(scores: Sequence[Judged], counted: Sequence[float]) -> Estimate:
     """The mean of `counted` (one number per score), rows weighted by their pictures.
 
     Rows are resampled as wholes: pictures of one fact stand and fall together.
@@ -256,15 +292,24 @@ def bootstrap(
     rows: Sequence[str], values: np.ndarray, *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """The 95 % percentile interval of the mean when whole rows are drawn with replacement."""
+    means = resampled(rows, values[:, None], resamples=resamples, seed=seed)[:, 0]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def resampled(
+    rows: Sequence[str], values: np.ndarray, *, resamples: int = 2000, seed: int = 0
+) -> np.ndarray:
+    """(resamples, k) means of (n, k) values, whole rows drawn with replacement."""
     names = sorted(set(rows))
     place = {name: i for i, name in enumerate(names)}
-    sums, counts = np.zeros(len(names)), np.zeros(len(names))
+    sums, counts = np.zeros((len(names), values.shape[1])), np.zeros(len(names))
     np.add.at(sums, [place[r] for r in rows], values)
     np.add.at(counts, [place[r] for r in rows], 1)
     drawn = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    times = np.zeros((resamples, len(names)))
+    np.add.at(times, (np.arange(resamples)[:, None], drawn), 1)
+    return (times @ sums) / (times @ counts)[:, None]
 
 
 def pixels_digest(picture: np.ndarray) -> str:

@@ -1,16 +1,18 @@
-"""The judge for real checkpoints: a CLIP that answers between two texts."""
+"""The judge for real checkpoints: a CLIP that answers between texts."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from evaluation.errors import NotAJudge
-from evaluation.judge import Picture, Verdict, two_way
+from evaluation.errors import NotAJudge, UnreadableCases
+from evaluation.judge import Picture, Verdict, choice
+from evaluation.lens import Question
 
 
 class ClipJudge:
@@ -41,12 +43,18 @@ class ClipJudge:
         self, pictures: Sequence[Picture], answers: Sequence[tuple[str, str]]
     ) -> list[Verdict]:
         """Which of its two texts each picture is nearer to."""
+        return self.choose(pictures, answers)
+
+    def choose(
+        self, pictures: Sequence[Picture], answers: Sequence[Sequence[str]]
+    ) -> list[Verdict]:
+        """Which of its texts, however many, each picture is nearest to."""
         seen = self.embed_pictures(pictures)
         scale = float(self.model.logit_scale.exp())
         found = []
-        for row, pair in zip(seen, answers, strict=True):
-            cosines = [float(row @ self.embed_text(text)) for text in pair]
-            verdict = two_way(pair, [scale * c for c in cosines])
+        for row, texts in zip(seen, answers, strict=True):
+            cosines = [float(row @ self.embed_text(text)) for text in texts]
+            verdict = choice(texts, [scale * c for c in cosines])
             found.append(replace(verdict, similarity=cosines[0]))
         return found
 
@@ -81,3 +89,39 @@ def _processor(folder: Path) -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
+
+
+class ClipLensJudge:
+    """The lens's questions, answered by a CLIP: the nearest of a question's option texts.
+
+    A question about one side is asked of that half of the picture.
+    """
+
+    def __init__(self, clip: ClipJudge) -> None:
+        self.clip = clip
+
+    def __call__(self, pictures: Sequence[Picture], questions: Sequence[Question]) -> list[Verdict]:
+        """What each picture looks most like.
+
+        Raises:
+            UnreadableCases: A question carries no options.
+        """
+        for question in questions:
+            if not question.options:
+                raise UnreadableCases(
+                    f"The question {question.question!r} ({question.right})",
+                    "carries no `options`, which a CLIP judge chooses from",
+                )
+        shown = [_side(p, q) for p, q in zip(pictures, questions, strict=True)]
+        return self.clip.choose(shown, [q.options for q in questions])
+
+
+def _side(picture: Picture, question: Question) -> Picture:
+    middle = picture.shape[1] // 2
+    match question.place:
+        case "left":
+            return np.ascontiguousarray(picture[:, :middle])
+        case "right":
+            return np.ascontiguousarray(picture[:, middle:])
+        case _:
+            return picture

@@ -4,8 +4,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from evaluation.errors import NotAJudge
-from evaluation.zero_shot import ClipJudge
+from evaluation.errors import NotAJudge, UnreadableCases
+from evaluation.lens import Question
+from evaluation.zero_shot import ClipJudge, ClipLensJudge
 
 WORDS = ["a", "red", "blue", "mug", "frog"]
 
@@ -80,3 +81,28 @@ def test_swapping_the_answers_does_not_change_who_wins(folder):
 def test_a_folder_without_a_clip_is_refused(tmp_path):
     with pytest.raises(NotAJudge):
         ClipJudge(tmp_path)
+
+
+def test_the_lens_is_answered_from_a_questions_own_options(folder):
+    clip = ClipJudge(folder)
+    texts = ("a red mug", "a blue mug", "a frog")
+    question = Question(question="object", right="a frog", options=texts)
+    found = ClipLensJudge(clip)(list(PICTURES), [question] * 5)
+    for verdict, wanted in zip(found, clip.choose(list(PICTURES), [texts] * 5), strict=True):
+        assert verdict == wanted and verdict.best in texts
+        assert sum(verdict.probabilities.values()) == pytest.approx(1.0)
+
+
+def test_a_question_about_a_side_is_asked_of_that_half(folder):
+    clip = ClipJudge(folder)
+    texts = ("a red mug", "a frog")
+    left = Question(question="object", right="a frog", options=texts, place="left")
+    [found] = ClipLensJudge(clip)([PICTURES[0]], [left])
+    [half] = clip.choose([np.ascontiguousarray(PICTURES[0][:, :10])], [texts])
+    assert found == half
+
+
+def test_a_question_without_options_is_refused(folder):
+    bare = Question(question="object", right="a frog")
+    with pytest.raises(UnreadableCases, match="options"):
+        ClipLensJudge(ClipJudge(folder))([PICTURES[0]], [bare])
