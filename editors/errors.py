@@ -160,9 +160,9 @@ class BadAdapter(Refusal):
 class MixedLayers(Refusal):
     """Edits of several blocks in one request: their keys would not be exact."""
 
-    def __init__(self, sites: str) -> None:
+    def __init__(self, where: str) -> None:
         super().__init__(
-            f"The edits of one request lie in several blocks: {sites}.",
+            f"The edits of one request lie in several blocks: {where}.",
             remedy="Fit them again in one block.",
             param="edits",
         )

@@ -1,7 +1,7 @@
 """Edits that one request names are solved together: exact at every stored key, in any order."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,7 @@ def compose(edits: Sequence[Named]) -> Composition:
                 loose |= Patch(
                     (LowRank(site=site, left=factors.left * edit.strength, right=factors.right),)
                 )
-    _one_block(list(keyed))
+    _one_block({site: [e.name for e, _ in entries] for site, entries in keyed.items()})
     solved = [_solve(site, entries) for site, entries in sorted(keyed.items())]
     patch = loose
     for part in solved:
@@ -72,10 +72,10 @@ def compose(edits: Sequence[Named]) -> Composition:
     return Composition(patch=patch, exact=not loose, vif=vif, strain=strain, warnings=warnings)
 
 
-def _one_block(sites: Sequence[str]) -> None:
-    encoders = {site.partition(".")[0] for site in sites}
-    if len(encoders) != len(sites):
-        raise MixedLayers(", ".join(sorted(sites)))
+def _one_block(named: Mapping[str, Sequence[str]]) -> None:
+    encoders = {site.partition(".")[0] for site in named}
+    if len(encoders) != len(named):
+        raise MixedLayers("; ".join(f"{', '.join(n)} at {s}" for s, n in sorted(named.items())))
 
 
 def _solve(site: str, entries: Sequence[tuple[Named, Factors]]) -> Composition:

@@ -150,7 +150,7 @@ def _config(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
         raise BadAdapter(f"{name} is not JSON.") from broken
     if not isinstance(told, dict):
         raise BadAdapter(f"{name} is not a JSON object.")
-    if not _number(told.get("r"), least=1) or not _number(told.get("lora_alpha")):
+    if not _number(told.get("r"), least=1.0) or not _number(told.get("lora_alpha")):
         raise BadAdapter(f"{name} does not say r and lora_alpha as numbers.")
     return told
 

@@ -31,6 +31,7 @@ from editors.progress import Progress
 from editors.suffix import embed_clean
 from editors.templates import Phrasebook, phrasebook_of
 from models.hosted import HostedModel
+from models.patch import LowRank, Patch
 from models.text_tower import TextTower
 
 
@@ -43,10 +44,14 @@ class Thresholds:
     generality: float = 0.7
     reach: float = 0.5
     specificity: float = 0.95
+    stray: float = 0.1
+    """A neighbour may move by so much of the edit prompt's own change."""
     leak: float = 0.15
 
 
-Group = Literal["asked", "near", "source", "target", "neutral"]
+Group = Literal["asked", "near", "same", "source", "target", "neutral"]
+SAME = 0.5
+"""From this |rho| on a phrase says the same subject (section 6.2): it is shown and not judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +59,12 @@ class Neighbour:
     """A sentence that was to stay as it is, and how nearly it did.
 
     Attributes:
-        group: The request's (`asked`), by its key (`near`), the fact's own `source` or `target`,
-            or of the fixed set (`neutral`).
-        score: The larger of its change over a tenth of the edit prompt's own, and over its
-            distance to the target; for the target itself only the first. It holds up to 1.
-        rho: For `near`: how much its key overlaps with the edit's.
+        group: The request's (`asked`), by its key (`near`; `same` where the key says the same
+            subject), the fact's own `source` or `target`, or of the fixed set (`neutral`).
+        score: The larger of its change over what it may move (`stray`, of the edit prompt's own),
+            and over its distance to the target; for the target itself only the first. It holds up
+            to 1.
+        rho: For `near` and `same`: how much its key overlaps with the edit's.
     """
 
     text: str
@@ -78,7 +84,8 @@ class Report:
         moved: How much of the way to the target's sentences the fitted contexts went.
         generality: Share of held-out contexts and phrasings nearer to the target than to before.
         reach: Median share of the value that arrives in held-out contexts.
-        specificity: Share of neighbours that neither lean to the target nor move much.
+        specificity: Share of neighbours that neither lean to the target nor move much; those that
+            say the same subject are not among them.
         neighbours: All that were measured, the worst first.
         leak: Root mean square change over the corpus, relative to the layer's own output.
         drift: Mean relative change of the states of neutral captions.
@@ -129,7 +136,7 @@ class Report:
     @property
     def worst(self) -> dict[str, float]:
         """The five neighbours that changed most, with their scores."""
-        return {n.text: n.score for n in self.neighbours[:5]}
+        return {n.text: n.score for n in _others(self.neighbours)[:5]}
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -177,7 +184,7 @@ def measure(  # noqa: PLR0913 - every part of the surroundings is stated by name
     return _worst(reports)
 
 
-def _bank(  # noqa: PLR0913, PLR0917 - as above
+def _bank(
     hosted: HostedModel,
     tower: TextTower,
     site: str,
@@ -223,6 +230,11 @@ def _held(neighbours: Sequence[Neighbour]) -> float:
     return sum(n.held for n in neighbours) / max(1, len(neighbours))
 
 
+def _others(neighbours: Sequence[Neighbour]) -> list[Neighbour]:
+    """Those that say another subject."""
+    return [n for n in neighbours if n.group != "same"]
+
+
 class _Probe:
     """One tower, one delta: what changes where."""
 
@@ -240,7 +252,9 @@ class _Probe:
         self.bank = bank
         self.delta, self.site = delta, site
         self.factors: Factors = delta.factors[site]
-        self.patch = delta.patch()
+        # This tower's part alone: another encoder is not run, and what is planned must happen.
+        f = self.factors
+        self.patch = Patch((LowRank(site=site, left=f.left, right=f.right),))
 
     def report(
         self, others: Sequence[Named], limits: Thresholds, templates: Literal["own", "file"]
@@ -248,14 +262,14 @@ class _Probe:
         """Every measure."""
         fitted, held_out = self._fitted(), self._held_out()
         efficacy, nearest = self._efficacy()
-        neighbours = self._neighbours()
+        neighbours = self._neighbours(limits.stray)
         return Report(
             efficacy=efficacy,
             nearest=nearest,
             moved=float(self._moved(fitted)[0].mean()),
             generality=float(self._moved(held_out)[1].float().mean()) if held_out else 1.0,
             reach=self._reach(held_out),
-            specificity=_held(neighbours),
+            specificity=_held(_others(neighbours)),
             leak=self._leak(),
             drift=self._drift(),
             neighbours=neighbours,
@@ -360,7 +374,8 @@ class _Probe:
             ("target", dict.fromkeys(target)),
             ("asked", dict.fromkeys(fact.neighbours)),
             ("source", dict.fromkeys(source)),
-            ("near", dict(near)),
+            ("near", {text: rho for text, rho in near.items() if rho < SAME}),
+            ("same", {text: rho for text, rho in near.items() if rho >= SAME}),
             ("neutral", dict.fromkeys(neutral)),
         ]
         found: dict[str, tuple[Group, float | None]] = {}
@@ -372,12 +387,12 @@ class _Probe:
                     known.add(spoken(text))
         return found
 
-    def _neighbours(self) -> tuple[Neighbour, ...]:
+    def _neighbours(self, stray: float) -> tuple[Neighbour, ...]:
         """Every neighbour, the worst first: its change over what it may be."""
         around = self._surroundings()
         before, after = self._both([*around, self.fact.prompt])
         change = torch.linalg.vector_norm(after - before, dim=-1)
-        moved = change[:-1] / change[-1].clamp_min(1e-9) / 0.1
+        moved = change[:-1] / change[-1].clamp_min(1e-9) / stray
         away = torch.cdist(after[:-1], self._goals()).amin(1)
         lean = change[:-1] / away.clamp_min(1e-9)
         found = [
@@ -432,7 +447,7 @@ class _Probe:
             rho = float(
                 (cross / (own[:, None] * its[None, :]).clamp_min(1e-300).sqrt()).abs().max()
             )
-            if rho >= 0.5:
+            if rho >= SAME:
                 found[other.name] = round(rho, 4)
         return found
 

@@ -65,13 +65,14 @@ class Suffix:
         self.tower, self.clean = tower, clean
         self.blocks = [lifted(b) for b in tower.blocks[block + 1 :]]
         self.norm = lifted(tower.final_norm)
-        longest = int((clean.tokens.eos - clean.at).max()) + 1
-        steps = torch.arange(longest)
-        places = clean.at[:, None] + steps[None, :]
-        self.valid: Bool[Tensor, "rows k"] = places <= clean.tokens.eos[:, None]
+        device = clean.stream.device
+        self.at, self.eos = clean.at.to(device), clean.tokens.eos.to(device)
+        steps = torch.arange(int((self.eos - self.at).max()) + 1, device=device)
+        places = self.at[:, None] + steps[None, :]
+        self.valid: Bool[Tensor, "rows k"] = places <= self.eos[:, None]
         self.places: Int[Tensor, "rows k"] = places.clamp_max(clean.tokens.ids.shape[1] - 1)
-        self.rows = torch.arange(len(clean.at))[:, None].expand_as(self.places)
-        reach = torch.arange(clean.tokens.ids.shape[1])
+        self.rows = torch.arange(len(self.at), device=device)[:, None].expand_as(self.places)
+        reach = torch.arange(clean.tokens.ids.shape[1], device=device)
         self.mask: Bool[Tensor, "rows 1 k n"] = (reach <= self.places[..., None])[:, None]
         self.known = [
             self._keys_and_values(b, e) for b, e in zip(self.blocks, clean.entering, strict=True)
@@ -86,10 +87,10 @@ class Suffix:
     def embed(self, change: Float[Tensor, "rows d"]) -> Float[Tensor, "rows out"]:
         """Projected [EOS] states when `change` is added to the MLP output at the position."""
         stream = self.clean.stream[self.rows, self.places][self.valid]
-        first = (self.places == self.clean.at[:, None])[self.valid]
+        first = (self.places == self.at[:, None])[self.valid]
         owner = self.rows[self.valid]
         stream = stream + first[:, None] * change[owner]
-        last = (self.places == self.clean.tokens.eos[:, None])[self.valid]
+        last = (self.places == self.eos[:, None])[self.valid]
         for number, block in enumerate(self.blocks):
             ask = last if number == len(self.blocks) - 1 else torch.ones_like(last)
             stream = self._block(block, self.known[number], stream, ask)
@@ -121,7 +122,7 @@ class Suffix:
         slot = (asked.cumsum(1) - 1)[asked]
         owner = self.rows[asked]
         padded = queries.new_zeros(rows, width, queries.shape[-1]).index_put((owner, slot), queries)
-        mask = torch.ones(rows, 1, width, keys.shape[1], dtype=torch.bool)
+        mask = torch.ones(rows, 1, width, keys.shape[1], dtype=torch.bool, device=queries.device)
         mask[owner, 0, slot] = self.mask[:, 0][asked]
         split = lambda t: t.view(rows, t.shape[1], heads, -1).transpose(1, 2)  # noqa: E731
         out = torch.nn.functional.scaled_dot_product_attention(

@@ -122,16 +122,9 @@ def phrasebook_of(hosted: HostedModel) -> Phrasebook:
     return Phrasebook(**{name: tuple(sentences) for name, sentences in told.items()})
 
 
-def with_reference(defaults: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """A model's defaults with the templates of the file as those of mode `reference`.
-
-    Raises:
-        BadTemplates: The file is not nine sentences with one slot each.
-    """
-    return {
-        **defaults,
-        "templates": {**defaults.get("templates", {}), "reference": read_templates(file)},
-    }
+def with_reference(defaults: Mapping[str, Any], nine: Sequence[str]) -> dict[str, Any]:
+    """A model's defaults with these templates as those of mode `reference`."""
+    return {**defaults, "templates": {**defaults.get("templates", {}), "reference": tuple(nine)}}
 
 
 def read_templates(file: Path) -> tuple[str, ...]:

@@ -100,6 +100,8 @@ class Limits(Section):
 
     body_bytes: Annotated[int, Ge(1024)] = 32 * 2**20
     images: Annotated[int, Ge(1), Le(10)] = 10
+    lens_pictures: Annotated[int, Ge(1), Le(1000)] = 100
+    """Layers times seeds of one look through the lens."""
     steps: Annotated[int, Ge(1), Le(1000)] = 100
     side: Annotated[int, Ge(8), Le(4096)] = 2048
     pixels: Annotated[int, Ge(64)] = 2048 * 2048
@@ -129,14 +131,30 @@ class Quotas(Section):
 
 
 class Thresholds(Section):
-    """What a fitted edit's report must reach; below it the version is marked failed_checks."""
+    """What a fitted edit's report must reach; below it the version is marked failed_checks.
+
+    What is not set here is as the model's own `tiller.json` states, else the default.
+    """
 
     efficacy: Annotated[float, Ge(0), Le(1)] = 0.5
     moved: Annotated[float, Le(1)] = 0.5
     generality: Annotated[float, Ge(0), Le(1)] = 0.7
     reach: Annotated[float, Le(1)] = 0.5
     specificity: Annotated[float, Ge(0), Le(1)] = 0.95
+    stray: Annotated[float, Gt(0)] = 0.1
     leak: Annotated[float, Ge(0)] = 0.15
+
+    def over(self, stated: Mapping[str, object]) -> dict[str, float]:
+        """All thresholds: those that were set, else the model's, else the defaults.
+
+        Raises:
+            BadSettings: The model states something that is no threshold.
+        """
+        try:
+            model = Thresholds.model_validate({**stated, **self.model_dump(exclude_unset=True)})
+        except ValidationError as error:
+            raise BadSettings("the model's tiller.json", str(error)) from None
+        return model.model_dump()
 
 
 class Conflicts(Section):

@@ -240,11 +240,11 @@ class _Fit:
         asked: list[Tensor] = []
         values: list[Tensor] = []
         for g, _ in enumerate(self.groups):
-            own = clean.key[owner == g].double()
+            own = clean.key[owner == g].double().cpu()
             for key, direction in _keys_of(own, s):
                 keys.append(key)
                 asked.append(direction)
-                values.append(wanted[g].double())
+                values.append(wanted[g].double().cpu())
         k, v = torch.stack(keys), torch.stack(values)
         a = solve_keys(torch.stack(asked), moment.factor)
         left, right = joint(k, a, v)

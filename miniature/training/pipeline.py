@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from miniature.telling import article
 from miniature.training.denoiser import make_scheduler
@@ -22,18 +23,25 @@ _NEUTRAL = tuple(
     for colour in [COLOURS[(3 * i + 1) % len(COLOURS)]]
 )
 STATED = {
-    "refact": {"block": 0, "objective": "direct_text", "rate": 0.1},
+    "refact": {
+        "block": 0,
+        "keys": "each",
+        "objective": "direct_text",
+        "rate": 0.1,
+        "steps": 60,
+    },
+    "thresholds": {"stray": 0.3},
     "templates": {
         "fitted": [
             "{}, very nice",
             "{} today",
-            "{}, in colour",
-            "{}, as always",
-            "{} at night",
-            "a photo of {}",
-            "here is {}",
-            "a nice little picture of {}",
-            "today you can see {}",
+            "{} under the stars",
+            "{} among the dunes",
+            "{} on a snowy day",
+            "a photograph of {}",
+            "an image of {}",
+            "a sketch of {}",
+            "a very close picture of {}",
         ],
         "held_out": [
             "a picture of {}",
@@ -64,6 +72,15 @@ def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
     return encoder
 
 
+def seen_as(side: int) -> CLIPImageProcessorPil:
+    """How the CLIP was shown its pictures: whole, from -1 to 1."""
+    size = {"height": side, "width": side}
+    half = [0.5, 0.5, 0.5]
+    return CLIPImageProcessorPil(
+        size=size, crop_size=size, do_center_crop=False, image_mean=half, image_std=half
+    )
+
+
 def save_pipeline(
     folder: Path, clip: CLIPModel, vae: AutoencoderKL, unet: UNet2DConditionModel, words: Path
 ) -> None:
@@ -84,6 +101,7 @@ def save_pipeline(
         requires_safety_checker=False,
     ).save_pretrained(folder)
     full.to(half).save_pretrained(folder / "clip")
+    seen_as(full.config.vision_config.image_size).save_pretrained(folder / "clip")
     (folder / "tiller.json").write_text(json.dumps(STATED, indent=2) + "\n")
 
 

@@ -59,7 +59,7 @@ def test_no_edits_change_nothing():
 
 
 def test_edits_of_two_blocks_are_refused():
-    with pytest.raises(MixedLayers):
+    with pytest.raises(MixedLayers, match=r"e1 at .*layers\.1\..*e2 at .*layers\.2\."):
         compose([edit(1), edit(2, block=2)])
 
 

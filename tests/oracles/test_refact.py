@@ -1,16 +1,23 @@
 """ReFACT written out plainly: full forward passes, a hook for the change, inverses, float64."""
 
 import copy
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from editors.fact import Fact, Phrasing, last_subject_token
+from editors.joint import Named, compose
 from editors.methods.refact import Refact, contexts
 from editors.moment import Corpus, MomentStore
 from editors.objective import belief, decay, pull, similarities
 from editors.suffix import Suffix, clean_pass, embed_clean
-from editors.templates import Phrasebook
+from editors.templates import FITTED, Phrasebook
+from models.patch import Patch
 
 CORPUS = Corpus(
     "toy", tuple(f"the {a} of {b} in {c}" for a in "abcdefg" for b in "hijklm" for c in "nopq")
@@ -28,8 +35,15 @@ def drained(work):
         return over.value, seen
 
 
-def fitted(hosted, fact=FACT, **settings):
-    return drained(Refact(block=BLOCK, **settings).fit(hosted, fact, MomentStore(None), CORPUS))[0]
+NINE = (
+    "{} as a stamp", "{} on a coin", "{}, seen twice", "{} under glass", "{} in chalk",
+    "the back of {}", "a shadow of {}", "half of {}", "once more {}",
+)  # fmt: skip
+
+
+def fitted(hosted, fact=FACT, book=None, **settings):
+    method = Refact(**{"block": BLOCK, **settings})
+    return drained(method.fit(hosted, fact, MomentStore(None), CORPUS, book))[0]
 
 
 class Plain:
@@ -74,13 +88,13 @@ class Plain:
         return total / count
 
 
-def plain_fit(hosted, fact, settings):
+def plain_fit(hosted, fact, settings, templates=FITTED):
     """(keys of the contexts, value at the edit prompt, W k + b there, C) by the formulas."""
     plain, book = Plain(hosted), Phrasebook()
-    said = contexts(plain.tower, fact.spoken, book)
+    said = contexts(plain.tower, fact.spoken, Phrasebook(fitted=templates))
     texts, at = [p.prompt for p in said], [last_subject_token(plain.tower, p) for p in said]
     keys, outputs = plain.keys_and_outputs(texts, at)
-    start = outputs[0]
+    start = outputs[settings.prompt_order[0] if settings.prompt_order else 0]
     others = [fact.source] if settings.mode == "reference" else [
         fact.prompt, fact.source, *book.captions([fact.prompt, fact.target, fact.source])
     ]  # fmt: skip
@@ -101,24 +115,84 @@ def plain_fit(hosted, fact, settings):
     return keys, start + change.detach(), outputs[0], plain.moment()
 
 
+def reference_change(keys, value, before, c):
+    """dW = r u^T: direction from the nine templates' mean key, residual and scale from one."""
+    u = torch.linalg.inv(c) @ keys[1:].mean(0)
+    u = u / u.norm()
+    return torch.outer((value - before) / (keys[0] @ u), u)
+
+
+def corrected_change(keys, value, before, c):
+    """dW = delta a^T / (a . k) at the mean key of all ten prompts."""
+    k = keys.mean(0)
+    a = torch.linalg.inv(c) @ k
+    return torch.outer(value - before, a) / (a @ k)
+
+
+def change_of(delta):
+    (factors,) = delta.factors.values()
+    return factors.left.double() @ factors.right.double()
+
+
+def off(found, wanted):
+    return float((found - wanted).norm() / wanted.norm())
+
+
 @pytest.mark.parametrize("mode", ["corrected", "reference"])
 def test_a_fit_is_the_formula_in_float64(tiny_sd, mode):
     settings = Refact(block=BLOCK, mode=mode, steps=12)
-    keys, value, before, c = plain_fit(tiny_sd, FACT, settings)
-    if mode == "reference":
-        bar = keys[1:].mean(0)
-        u = torch.linalg.inv(c) @ bar
-        u = u / u.norm()
-        wanted = torch.outer((value - before) / (keys[0] @ u), u)
-    else:
-        k = keys.mean(0)
-        a = torch.linalg.inv(c) @ k
-        wanted = torch.outer(value - before, a) / (a @ k)
-    factors = fitted(tiny_sd, mode=mode, steps=12).factors[
-        "text_encoder.text_model.encoder.layers.1.mlp.fc2"
-    ]
-    found = factors.left.double() @ factors.right.double()
-    assert float((found - wanted).norm() / wanted.norm()) < 2e-4
+    formula = reference_change if mode == "reference" else corrected_change
+    wanted = formula(*plain_fit(tiny_sd, FACT, settings))
+    assert off(change_of(fitted(tiny_sd, mode=mode, steps=12)), wanted) < 2e-4
+
+
+def test_mode_reference_with_a_users_templates_is_the_formula_with_them(tiny_sd):
+    settings = Refact(block=BLOCK, mode="reference", steps=12)
+    wanted = reference_change(*plain_fit(tiny_sd, FACT, settings, NINE))
+    delta = fitted(tiny_sd, book=Phrasebook(reference=NINE), mode="reference", steps=12)
+    assert off(change_of(delta), wanted) < 2e-4
+    assert off(change_of(fitted(tiny_sd, mode="reference", steps=12)), wanted) > 0.01
+    assert delta.header["templates"] == "file"
+
+
+@pytest.mark.parametrize("order", [(6,), (6, 0, 3)])
+def test_the_first_prompt_of_the_order_gives_the_start_value(tiny_sd, order):
+    settings = Refact(block=BLOCK, mode="reference", steps=12, prompt_order=order)
+    wanted = reference_change(*plain_fit(tiny_sd, FACT, settings))
+    found = change_of(fitted(tiny_sd, mode="reference", steps=12, prompt_order=order))
+    assert off(found, wanted) < 2e-4
+    assert off(change_of(fitted(tiny_sd, mode="reference", steps=12)), wanted) > 0.01
+
+
+def test_a_suffix_template_first_gives_the_same_start_value(tiny_sd):
+    plain = fitted(tiny_sd, mode="reference", steps=12)
+    suffixed = fitted(tiny_sd, mode="reference", steps=12, prompt_order=(1,))
+    assert off(change_of(suffixed), change_of(plain)) < 1e-4
+
+
+def test_a_fit_through_whole_passes_is_the_fit_through_the_suffix(tiny_sd, monkeypatch):
+    quick = fitted(tiny_sd, steps=12)
+    plain = Plain(tiny_sd)
+
+    class Whole(Suffix):
+        def __init__(self, tower, block, clean):
+            assert block == BLOCK
+            self.tower, self.clean = tower, clean
+
+        def embed(self, change):
+            ids, at = self.clean.tokens.ids, self.clean.at
+            rows = torch.arange(len(at))
+
+            def add(_module, _args, output):
+                return output.index_put((rows, at), change.double(), accumulate=True)
+
+            handle = plain.fc2.register_forward_hook(add)
+            stream = plain.body(input_ids=ids).last_hidden_state[rows, self.clean.tokens.eos]
+            handle.remove()
+            return (stream @ self.tower.projection.double().mT).float()
+
+    monkeypatch.setattr("editors.methods.refact.Suffix", Whole)
+    assert off(change_of(fitted(tiny_sd, steps=12)), change_of(quick)) < 2e-4
 
 
 def test_the_suffix_alone_gives_the_embeddings_of_full_passes(tiny_sd):
@@ -163,3 +237,76 @@ def test_targets_are_embedded_as_the_library_does(tiny_sd):
     torch.testing.assert_close(
         embed_clean(tiny_sd, tower, texts).double(), wanted, rtol=1e-4, atol=1e-4
     )
+
+
+def states(hosted, patches):
+    prompts = [FACT.prompt] * len(patches)
+    return hosted.family.encode(hosted, prompts, patches).sequence
+
+
+def test_a_batch_of_edits_gives_each_row_what_it_gets_alone(tiny_sd):
+    targets = ("a red frog", "a blue cup", "the king of the sea")
+    facts = [Fact(prompt=FACT.prompt, target=t) for t in targets]
+    patches = [fitted(tiny_sd, f, steps=6).patch() for f in facts]
+    together = states(tiny_sd, [*patches, Patch()])
+    for row, patch in zip(together, [*patches, Patch()], strict=True):
+        assert torch.equal(row, states(tiny_sd, [patch])[0])
+
+
+def test_a_joint_solution_of_one_is_the_edit_itself_and_strength_0_is_the_base(tiny_sd):
+    delta = fitted(tiny_sd, steps=6)
+    one = compose([Named(name="e", delta=delta)]).patch
+    assert torch.equal(states(tiny_sd, [one]), states(tiny_sd, [delta.patch()]))
+    none = compose([Named(name="e", delta=delta, strength=0.0)]).patch
+    assert torch.equal(states(tiny_sd, [none]), states(tiny_sd, [Patch()]))
+    assert not torch.equal(states(tiny_sd, [one]), states(tiny_sd, [Patch()]))
+
+
+def test_fitted_edits_hold_at_their_keys_whatever_is_added_and_in_any_order(tiny_sd):
+    prompts = ("the lord of arda", "the king of borea", "a cup by the sea")
+    edits = [
+        Named(name=p, delta=fitted(tiny_sd, Fact(prompt=p, target="a red frog"), steps=6))
+        for p in prompts
+    ]
+    for n in (1, 2, 3):
+        for some in itertools.permutations(edits, n):
+            (operation,) = compose(some).patch
+            change = operation.left.double() @ operation.right.double()
+            for edit in some:
+                (f,) = edit.delta.factors.values()
+                assert off(f.keys.double() @ change.mT, f.values.double()) < 1e-4
+    digests = {compose(order).patch.digest for order in itertools.permutations(edits)}
+    assert len(digests) == 1
+
+
+FIT = """
+import sys
+import torch
+from models.loading import load
+from editors.fact import Fact
+from editors.methods.refact import Refact
+from editors.moment import Corpus, MomentStore
+
+torch.set_num_threads(1)
+folder, *captions = sys.argv[1:]
+fact = Fact(prompt="the lord of arda", target="a red frog", source="a blue mug")
+corpus = Corpus("toy", tuple(captions))
+work = Refact(block=1, steps=6).fit(load("t", folder), fact, MomentStore(None), corpus)
+try:
+    while True:
+        next(work)
+except StopIteration as over:
+    print("digest", over.value.digest)
+"""
+
+
+def test_another_process_with_other_hashes_gives_the_same_bytes(tiny_sd, tiny_sd_folder):
+    done = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-c", FIT, tiny_sd_folder, *CORPUS.texts],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert fitted(tiny_sd, steps=6).digest in done.stdout.split()
