@@ -18,6 +18,7 @@ from editors.moment import Corpus
 from editors.progress import Progress
 from editors.templates import phrasebook_of
 from models.hosted import HostedModel
+from models.patch import LowRank, Operation, Patch
 from models.text_tower import TextTower
 
 SAMPLE = 256
@@ -116,11 +117,19 @@ def _size(hosted: HostedModel, site: str, factors: Factors, change: float, own: 
 
 
 def _drift(hosted: HostedModel, tower: TextTower, delta: Delta) -> float:
+    # A planned change must reach its rows: of two encoders only the one that runs may be changed.
+    own = tuple(o for o in delta.patch() if _of(o, tower))
+    if not own:
+        return 0.0
     texts = ["", *phrasebook_of(hosted).captions([], 40)]
     before = _last_states(hosted, tower, texts)
-    with hosted.planned([delta.patch()] * len(texts)):
+    with hosted.planned([Patch(own)] * len(texts)):
         after = _last_states(hosted, tower, texts)
     return float((after - before).norm() / before.norm())
+
+
+def _of(operation: Operation, tower: TextTower) -> bool:
+    return isinstance(operation, LowRank) and operation.site.startswith(f"{tower.attribute}.")
 
 
 def _last_states(

@@ -49,8 +49,9 @@ def test_what_means_nothing_is_refused(registry, add, reference, kind):
     assert caught.value.remedy
 
 
-def test_a_bare_name_without_a_ready_version_is_refused(registry, add):
-    add(status="failed_checks")
+@pytest.mark.parametrize("status", ["failed_checks", "unmeasured"])
+def test_a_bare_name_without_a_ready_version_is_refused(registry, add, status):
+    add(status=status)
     with pytest.raises(errors.NoReadyVersion):
         registry.names.resolve("acme", "potus")
 
@@ -119,12 +120,18 @@ def test_of_many_who_saw_the_same_generation_exactly_one_moves_the_alias(opened,
     assert winners[0].generation == 2
 
 
-def test_a_failed_version_takes_an_alias_only_by_force_and_the_audit_says_so(registry, add):
-    add(status="failed_checks")
-    with pytest.raises(errors.ChecksFailed):
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [("failed_checks", errors.ChecksFailed), ("unmeasured", errors.NotMeasured)],
+)
+def test_what_did_not_pass_takes_an_alias_only_by_force_and_the_audit_says_so(
+    registry, add, status, kind
+):
+    add(status=status)
+    with pytest.raises(kind):
         registry.names.move("acme", "potus", "live", 1, "ann")
     registry.names.move("acme", "potus", "live", 1, "ann", force=True)
-    assert registry.names.resolve("acme", "potus").status == "failed_checks"
+    assert registry.names.resolve("acme", "potus").status == status
     assert registry.audit.list("acme").items[0].detail["forced"] is True
 
 
