@@ -71,12 +71,14 @@ def main() -> None:
 
 
 def mount_evaluation() -> None:
-    """`tiller evaluate` and `tiller demo`, which live in files of their own."""
+    """`tiller evaluate`, `tiller demo` and `tiller lens`, which live in files of their own."""
     from service.demo import demo
     from service.evaluating import app as evaluate
+    from service.looking import lens
 
     app.add_typer(evaluate, name="evaluate")
     app.command("demo")(demo)
+    app.command("lens")(lens)
 
 
 def complain(error: TillerError | Refusal) -> None:

@@ -109,6 +109,30 @@ class Compared:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LensPicture(Picture):
+    """What a text encoder knows at one layer.
+
+    Attributes:
+        layer: 0 is what enters the first block; the last is the ordinary picture.
+        norm: What was done to the layer's state: `final norm` or `none`.
+        beside: What other ways to the denoiser said: `blank`, `full`, or `none` if there are none.
+    """
+
+    layer: int
+    norm: str
+    beside: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensView:
+    """A prompt through the lens: a picture per layer and seed, and all of them on one sheet."""
+
+    pictures: Sequence[LensPicture]
+    sheet: bytes = field(repr=False)
+    tiller: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Call(Generic[T]):
     """One request, and how its answer is read."""
 
@@ -170,6 +194,21 @@ def _pictures(response: httpx2.Response) -> list[Picture]:
         Picture(png=base64.b64decode(shown["b64_json"]), seed=made["seed"], tiller=tiller)
         for shown, made in zip(body["data"], tiller["images"], strict=True)
     ]
+
+
+def _lens_view(response: httpx2.Response) -> LensView:
+    body = response.json()
+    tiller = body["tiller"]
+    pictures = [
+        LensPicture(
+            png=base64.b64decode(shown["b64_json"]),
+            tiller=tiller,
+            **{key: shown[key] for key in ("seed", "layer", "norm", "beside")},
+        )
+        for shown in body["data"]
+    ]
+    sheet = base64.b64decode(body["sheet"]["b64_json"])
+    return LensView(pictures=pictures, sheet=sheet, tiller=tiller)
 
 
 def _given(told: Json) -> Json:
@@ -290,6 +329,48 @@ def _applied(asked: str | Json, told: Json) -> str:
 def _name(edit: Json) -> str:
     strength = "" if edit["strength"] == 1 else f" x {edit['strength']:g}"
     return f"{edit['name']}@{edit['version']}{strength}"
+
+
+def _lens(  # noqa: PLR0913 - the request's keys
+    prompt: str,
+    *,
+    model: str,
+    layers: Sequence[int] | Json | str | None = None,
+    encoder: str | None = None,
+    beside: str | None = None,
+    noise: str | None = None,
+    edits: Sequence[str | Json] = (),
+    n: int = 1,
+    seed: int | None = None,
+    size: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    negative_edits: str | None = None,
+    sampler: str | None = None,
+) -> Call[LensView]:
+    """Draw a prompt from each layer of a text encoder: what does it know by then?
+
+    `layers` are a list, `{"start", "stop", "step"}` as Python's range, or "all"; `n` seeds each.
+    """
+    picture = _generate(
+        prompt,
+        model=model,
+        edits=edits,
+        n=n,
+        seed=seed,
+        size=size,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        negative_edits=negative_edits,
+        sampler=sampler,
+    )
+    looked = {"layers": layers, "encoder": encoder, "beside": beside, "noise": noise}
+    if layers is not None and not isinstance(layers, str | dict):
+        looked["layers"] = list(layers)
+    asked = {**(picture.json or {}), **_given(looked)}
+    return Call(method="POST", path="/v1/images/lens", read=_lens_view, json=asked)
 
 
 def _add_edit(  # noqa: PLR0913 - the request's keys
@@ -507,18 +588,40 @@ def _all_later(
     return calls
 
 
+def _each(build: Callable[P, Call[Any]]) -> Callable[Concatenate[Any, P], Iterator[Json]]:
+    @functools.wraps(build)
+    def call(self: Any, *args: P.args, **named: P.kwargs) -> Iterator[Json]:
+        return self.tiller.stream(build(*args, **named))
+
+    return call
+
+
+def _each_later(
+    build: Callable[P, Call[Any]],
+) -> Callable[Concatenate[Any, P], AsyncIterator[Json]]:
+    @functools.wraps(build)
+    def call(self: Any, *args: P.args, **named: P.kwargs) -> AsyncIterator[Json]:
+        return self.tiller.stream(build(*args, **named))
+
+    return call
+
+
 class Images(_Sync):
-    """Drawing."""
+    """Drawing; `lens_events` tells a sweep as it goes on: steps, pictures, then the sheet."""
 
     generate = _now(_generate)
+    lens = _now(_lens)
+    lens_events = _each(_lens)
     redraw = _all_now(_redraw)
     compare = _all_now(_compare)
 
 
 class AsyncImages(_Async):
-    """Drawing."""
+    """Drawing; `lens_events` tells a sweep as it goes on: steps, pictures, then the sheet."""
 
     generate = _later(_generate)
+    lens = _later(_lens)
+    lens_events = _each_later(_lens)
     redraw = _all_later(_redraw)
     compare = _all_later(_compare)
 
@@ -698,6 +801,40 @@ class _Follow:
             raise unreachable(self.path)
 
 
+class _Told:
+    """The events of one call, to its end."""
+
+    def __init__(self, call: Call[Any]) -> None:
+        asked = Call(
+            method=call.method,
+            path=call.path,
+            read=call.read,
+            json={**(call.json or {}), "stream": True},
+            headers={"Accept": "text/event-stream"},
+        )
+        self.request, self.over = (asked.method, asked.path), False
+        self.arguments = asked.arguments()
+
+    def line(self, line: str) -> Iterator[Json]:
+        kind, _, value = line.partition(": ")
+        if line == "data: [DONE]":
+            self.over = True
+        elif kind == "data":
+            told = json.loads(value)
+            if "error" in told:
+                raise refused(told["error"])
+            yield told
+
+    def check(self, where: str) -> None:
+        if not self.over:
+            raise unreachable(where)
+
+
+def refused(told: Json) -> TillerError:
+    """A refusal that came while something was under way: its message holds the remedy too."""
+    return TillerError(told.get("message") or "The service failed.", code=told.get("code") or "")
+
+
 def succeeded(job: Json) -> Json:
     """The job, if it succeeded.
 
@@ -737,6 +874,7 @@ class Tiller:
         self.http = httpx2.Client(base_url=url, headers=headers, timeout=_TIMEOUT)
         self.images, self.edits, self.jobs = Images(self), Edits(self), Jobs(self)
         self.models, self.variants, self.keys = Models(self), Variants(self), Keys(self)
+        self.lens = self.images.lens
 
     def send(self, call: Call[T]) -> T:
         """Make one call.
@@ -751,6 +889,24 @@ class Tiller:
         if answer.status_code >= 400:
             raise error_of(answer)
         return call.read(answer)
+
+    def stream(self, call: Call[Any]) -> Iterator[Json]:
+        """Make one call and hear its events as they come; leaving early cancels the work.
+
+        Raises:
+            TillerError: The service refused, does not answer, or broke off.
+        """
+        told = _Told(call)
+        try:
+            with self.http.stream(*told.request, **told.arguments) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise error_of(answer)
+                for line in answer.iter_lines():
+                    yield from told.line(line)
+        except httpx2.TransportError:
+            raise unreachable(str(self.http.base_url)) from None
+        told.check(str(self.http.base_url))
 
     def __enter__(self) -> Self:
         return self
@@ -773,6 +929,7 @@ class AsyncTiller:
         self.images, self.edits, self.jobs = AsyncImages(self), AsyncEdits(self), AsyncJobs(self)
         self.models, self.variants = AsyncModels(self), AsyncVariants(self)
         self.keys = AsyncKeys(self)
+        self.lens = self.images.lens
 
     async def send(self, call: Call[T]) -> T:
         """Make one call.
@@ -787,6 +944,25 @@ class AsyncTiller:
         if answer.status_code >= 400:
             raise error_of(answer)
         return call.read(answer)
+
+    async def stream(self, call: Call[Any]) -> AsyncIterator[Json]:
+        """Make one call and hear its events as they come; leaving early cancels the work.
+
+        Raises:
+            TillerError: The service refused, does not answer, or broke off.
+        """
+        told = _Told(call)
+        try:
+            async with self.http.stream(*told.request, **told.arguments) as answer:
+                if answer.status_code >= 400:
+                    await answer.aread()
+                    raise error_of(answer)
+                async for line in answer.aiter_lines():
+                    for event in told.line(line):
+                        yield event
+        except httpx2.TransportError:
+            raise unreachable(str(self.http.base_url)) from None
+        told.check(str(self.http.base_url))
 
     async def __aenter__(self) -> Self:
         return self

@@ -16,13 +16,22 @@ from typing import Any, Literal
 
 from engines.errors import Full
 from models.errors import Refusal
+from models.family import Lens
 from service import haproxy
 from service.app import build
 from service.errors import BadSettings, HostLost, NotReady, PortTaken
 from service.settings import Model, Server, Settings
 from service.signals import stop_on_signals
 from service.telemetry import log_as_json
-from service.workbench import Adopted, Arrival, HostEvent, ImageOrder, assemble, open_home
+from service.workbench import (
+    Adopted,
+    Arrival,
+    HostEvent,
+    ImageOrder,
+    LensOrder,
+    assemble,
+    open_home,
+)
 
 APPLICATION = "tiller"
 GATEWAY = "gateway"
@@ -42,10 +51,11 @@ class EngineReplica:
         self.host = ImageHost(model, settings, open_home(settings))
         self.host.start()
 
-    async def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent | Refusal]:
+    async def draw(self, order: ImageOrder | LensOrder) -> AsyncIterator[HostEvent | Refusal]:
         """The host's events; a refusal is the last one, since exceptions change on the way."""
         try:
-            async for happened in self.host.draw(order):
+            drawing = self.host.look if isinstance(order, LensOrder) else self.host.draw
+            async for happened in drawing(order):  # type: ignore[arg-type] - each has its own
                 yield happened
         except Refusal as refusal:
             yield refusal
@@ -80,8 +90,19 @@ class RemoteHost:
             self._card = await self._soon("card")
         return self._card
 
-    async def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
+    def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
         """As `Host`."""
+        return self._drawing(order)
+
+    async def lens(self, encoder: str | None) -> Lens:
+        """As `Host`."""
+        return await self._ask("lens", encoder)
+
+    def look(self, order: LensOrder) -> AsyncIterator[HostEvent]:
+        """As `Host`."""
+        return self._drawing(order)
+
+    async def _drawing(self, order: ImageOrder | LensOrder) -> AsyncIterator[HostEvent]:
         events = self.handle.options(stream=True).draw.remote(order)
         try:
             async for happened in events:

@@ -52,6 +52,18 @@ class TooMuch(Refusal):
         )
 
 
+class TooManyPictures(Refusal):
+    """A sweep of the lens over more pictures than the operator allows."""
+
+    def __init__(self, layers: int, n: int, limit: int) -> None:
+        super().__init__(
+            f"{layers} layers with {n} seeds each are {layers * n} pictures; "
+            f"this service allows {limit}.",
+            remedy=f"Name fewer layers or seeds: layers times n at most {limit}.",
+            param="layers",
+        )
+
+
 class BodyTooLarge(Refusal):
     """A body longer than the operator allows; it was not read."""
 
@@ -302,6 +314,16 @@ class NoRecipe(Refusal):
         super().__init__(
             f"The picture does not say how it was drawn. {why}",
             remedy="Use the file as the service gave it; `picture_metadata` may be off there.",
+        )
+
+
+class SeenThroughLens(Refusal):
+    """A picture of a layer of a text encoder is not drawn again as an ordinary one."""
+
+    def __init__(self, layer: int, encoder: str, seed: int) -> None:
+        super().__init__(
+            f"The picture shows layer {layer} of the text encoder {encoder}.",
+            remedy=f"Look again: tiller lens --layers {layer} --encoder {encoder} --seed {seed}.",
         )
 
 

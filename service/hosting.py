@@ -32,8 +32,9 @@ from engines.diffusion import DiffusionEngine
 from engines.errors import Draining
 from engines.request import Cancelled, Failed, Finished, ImageRequest, Step
 from engines.store import DigestStore
+from engines.sweep import Sweep
 from models.errors import MethodNotApplicable
-from models.family import TextToImage
+from models.family import Lens, TextToImage
 from models.fingerprint import folder_digest
 from models.hosted import HostedModel
 from models.loading import load
@@ -42,6 +43,7 @@ from service import adopting
 from service.conflicts import Live, check_conflicts
 from service.conflicts import live as live_edits
 from service.jobs import JobRunner, Ticket, fact_of, method_of
+from service.lens import View, lens_told
 from service.recipe import Recipe
 from service.registry import Registry
 from service.registry.records import Checks
@@ -54,6 +56,7 @@ from service.workbench import (
     EditOrder,
     HostEvent,
     ImageOrder,
+    LensOrder,
     StepDone,
 )
 
@@ -117,28 +120,39 @@ class ImageHost:
     async def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
         """Draw the order's pictures; closing the iterator frees their rows."""
         composed = await asyncio.to_thread(self.compositions.of, order.edits)
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
-        tickets, rows = [], self._rows(order, composed.patch)
-
-        def happened(index: int, event: Any) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(events.put_nowait, (index, event))
-
-        try:
-            for i, request in enumerate(rows):
-                tickets.append(self.engine.submit(request, functools.partial(happened, i)))
+        rows = self._rows(order, composed.patch)
+        with Sweep(self.engine, rows) as sweep:
             yield _composed(composed)
-            open_rows = len(tickets)
-            while open_rows:
-                index, event = await events.get()
+            async for index, event in sweep:
                 says = functools.partial(self._says, rows[index], order)
                 told = await asyncio.to_thread(_told, index, event, order, says)
-                open_rows -= isinstance(told, Drawn)
                 if told is not None:
                     yield told
-        finally:
-            for ticket in tickets:
-                ticket.cancel()
+
+    async def lens(self, encoder: str | None) -> Lens:
+        """How a text encoder is looked into; None is the first that can be."""
+        return self.family.lens(self.hosted, encoder)
+
+    async def look(self, order: LensOrder) -> AsyncIterator[HostEvent]:
+        """Draw what a text encoder knows at some layers; closing the iterator frees the rows."""
+        composed = await asyncio.to_thread(self.compositions.of, order.image.edits)
+        views = await asyncio.to_thread(self._views, order, composed.patch)
+        with Sweep(self.engine, [view.row for view in views]) as sweep:
+            yield _composed(composed)
+            async for index, event in sweep:
+                view = views[index]
+                says = functools.partial(self._says, view.row, order.image, lens=view.recipe)
+                told = await asyncio.to_thread(_told, index, event, order.image, says)
+                if told is not None:
+                    yield view.of(told)
+
+    def _views(self, order: LensOrder, patch: Patch) -> list[View]:
+        """One row per look and seed; the edits hold below the lens as they do without it."""
+        return [
+            View.of_row(row, look, self.family.lens(self.hosted, look.encoder), place)
+            for place, look in enumerate(order.looks)
+            for row in self._rows(order.image, patch | look.plan(self.hosted))
+        ]
 
     def _rows(self, order: ImageOrder, patch: Patch) -> list[ImageRequest]:
         steps = order.steps or self.model.steps
@@ -166,7 +180,12 @@ class ImageHost:
         ]
 
     def _says(
-        self, row: ImageRequest, order: ImageOrder, event: Step | Finished
+        self,
+        row: ImageRequest,
+        order: ImageOrder,
+        event: Step | Finished,
+        *,
+        lens: Mapping[str, Any] | None = None,
     ) -> Mapping[str, str]:
         """The text that a picture carries: how it was drawn; nothing if the operator wants that."""
         if not self.settings.server.picture_metadata:
@@ -194,6 +213,7 @@ class ImageHost:
             ),
             patch=row.patch.digest,
             mode=self.model.mode,
+            lens=lens,
             slots=self.model.slots,
             dtype=self.model.dtype,
             device=str(self.hosted.device),
@@ -432,6 +452,7 @@ def describe(hosted: HostedModel, started: int) -> dict[str, Any]:
         "methods": {k: {"applies": v is None, "reason": v} for k, v in family.applies.items()},
         "streams": {t: len(blocks) for t, blocks in hosted.towers.items()},
         "sites": sorted(hosted.linears),
+        "lens": {t: lens_told(lens) for t, lens in family.lenses(hosted).items()},
     }
 
 

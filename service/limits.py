@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BadRequest, BodyTooLarge, NotAnImage, TooMuch
+from service.errors import BadRequest, BodyTooLarge, NotAnImage, TooManyPictures, TooMuch
 from service.problems import answer
 from service.schema import EditUse, FactBody, ImageBody
 from service.settings import Limits
@@ -64,6 +64,12 @@ def check_image(body: ImageBody, limits: Limits) -> None:
     height, width = size_of(body.size)
     _within({"size": (max(height or 0, width or 0), limits.side)})
     _within({"size": ((height or 0) * (width or 0), limits.pixels)})
+
+
+def check_sweep(layers: int, n: int, limits: Limits) -> None:
+    """Refuse a sweep of more pictures than the operator allows."""
+    if layers * n > limits.lens_pictures:
+        raise TooManyPictures(layers, n, limits.lens_pictures)
 
 
 def check_edits(edits: Sequence[EditUse], limits: Limits) -> None:

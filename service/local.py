@@ -11,6 +11,7 @@ import structlog
 import uvicorn
 
 from models.errors import Refusal
+from models.family import Lens
 from service.app import build
 from service.errors import NotReady, PortTaken
 from service.hosting import ImageHost
@@ -22,6 +23,7 @@ from service.workbench import (
     Arrival,
     HostEvent,
     ImageOrder,
+    LensOrder,
     Workbench,
     assemble,
     open_home,
@@ -72,6 +74,16 @@ class LocalHost:
     async def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
         """As `ImageHost`."""
         async with aclosing(self.ready.draw(order)) as events:  # type: ignore[type-var]
+            async for happened in events:
+                yield happened
+
+    async def lens(self, encoder: str | None) -> Lens:
+        """As `ImageHost`."""
+        return await self.ready.lens(encoder)
+
+    async def look(self, order: LensOrder) -> AsyncIterator[HostEvent]:
+        """As `ImageHost`."""
+        async with aclosing(self.ready.look(order)) as events:  # type: ignore[type-var]
             async for happened in events:
                 yield happened
 

@@ -102,10 +102,10 @@ async def image_events(
         async for happened in events:
             match happened:
                 case StepDone():
-                    for made in _step(happened):
+                    for made in step_events(happened):
                         yield made
                 case Drawn():
-                    yield event("image_generation.completed", _completed(happened, tiller))
+                    yield event("image_generation.completed", picture_event(happened, tiller))
                 case Composed():
                     pass  # told as `tiller.applied`
     except Refusal as refusal:
@@ -113,8 +113,9 @@ async def image_events(
     yield DONE
 
 
-def _step(step: StepDone) -> list[bytes]:
-    made = {"index": step.index, "done": step.done, "total": step.total}
+def step_events(step: StepDone, place: Mapping[str, int] | None = None) -> list[bytes]:
+    """A step, and its preview if there is one; `place` says more of the row than its index."""
+    made = {"index": step.index, **(place or {}), "done": step.done, "total": step.total}
     told = [event("tiller.step", made)]
     if step.preview is not None:
         partial = {
@@ -123,12 +124,14 @@ def _step(step: StepDone) -> list[bytes]:
             "output_format": "png",
             "created_at": int(time.time()),
             "index": step.index,
+            **(place or {}),
         }
         told.append(event("image_generation.partial_image", partial))
     return told
 
 
-def _completed(drawn: Drawn, tiller: dict[str, Any]) -> dict[str, Any]:
+def picture_event(drawn: Drawn, tiller: dict[str, Any]) -> dict[str, Any]:
+    """A finished picture with all that was applied to it."""
     facts = drawn.facts
     return {
         "b64_json": base64.b64encode(drawn.png).decode(),

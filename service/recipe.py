@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
-from service.errors import NoRecipe, OtherWeights
+from service.errors import NoRecipe, OtherWeights, SeenThroughLens
 
 KEY, LINE = "tiller", "parameters"
 """The chunks' keys: ours as JSON, and the line that picture viewers know."""
@@ -35,6 +35,8 @@ class Recipe:
         pipeline: Of the whole folder: denoiser, decoder and configurations as well.
         edits: Each with name (`potus@3`), digest and strength.
         patch: The digest of what they compose to.
+        lens: For a layer of a text encoder: encoder, layer, beside and which noise of the seed;
+            None for an ordinary picture, and for a lens's ordinary layer, which is one.
         slot, batch: Where the row stood, and the widest denoiser call; in fast mode only, where
             they move bits: in exact mode the same request gives the same file.
         done: Steps taken so far; None when the picture is finished.
@@ -54,6 +56,7 @@ class Recipe:
     pipeline: str = ""
     edits: tuple[Mapping[str, Any], ...] = ()
     patch: str = ""
+    lens: Mapping[str, Any] | None = None
     mode: str = ""
     slots: int | None = None
     slot: int | None = None
@@ -110,7 +113,13 @@ class Recipe:
         return cls(**{"version": "", **said, "edits": tuple(told.get("edits", ()))})
 
     def request(self, model: str | None = None) -> dict[str, Any]:
-        """The same request by digests, as keys of `POST /v1/images/generations`."""
+        """The same request by digests, as keys of `POST /v1/images/generations`.
+
+        Raises:
+            SeenThroughLens: No such request draws it.
+        """
+        if self.lens is not None:
+            raise SeenThroughLens(self.lens["layer"], self.lens["encoder"], self.seed)
         return {
             "model": model or self.model,
             "prompt": self.prompt,

@@ -14,10 +14,14 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PlainValidator,
+    TypeAdapter,
     create_model,
 )
 
 from editors.known import EDITORS
+from models.family import Beside
+from steerers.methods.diffusion_lens import Noise
 
 SAFE_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
@@ -85,6 +89,50 @@ class ImageBody(Body):
     guidance_scale: Annotated[float, Field(ge=0)] | None = None
     negative_prompt: Annotated[str, AfterValidator(_plain), Field(max_length=100_000)] | None = None
     sampler: Annotated[str, Field(max_length=64)] | None = None
+
+
+class LayerRange(Body):
+    """Layers by range, as in Python: `stop` itself is left out."""
+
+    start: int = 0
+    stop: int | None = None
+    """None: up to the ordinary layer, and with it."""
+    step: Annotated[int, Field(ge=1)] = 1
+
+
+_LAYER_LIST = TypeAdapter(
+    Annotated[list[int], Field(min_length=1, max_length=1000)], config=ConfigDict(strict=True)
+)
+
+
+def _layers(value: object) -> object:
+    """One of the three shapes, so that an error names the key and not the shape."""
+    if isinstance(value, LayerRange) or value == "all":
+        return value
+    if isinstance(value, dict):
+        return LayerRange.model_validate(value)
+    if isinstance(value, list):
+        return _LAYER_LIST.validate_python(value)
+    raise ValueError('use "all", a list of layers, or {"start", "stop", "step"}')
+
+
+Layers = Annotated[
+    list[int] | LayerRange | Literal["all"],
+    PlainValidator(_layers, json_schema_input_type=list[int] | LayerRange | Literal["all"]),
+]
+
+
+class LensBody(ImageBody):
+    """`POST /v1/images/lens`: an image request, once per layer of a text encoder."""
+
+    layers: Layers = "all"
+    """As `hidden_states` counts: 0 is what enters the first block, the last the ordinary one."""
+    encoder: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """`text`, `text_2`, ...; the first that can be looked at when left out."""
+    beside: Beside = "blank"
+    """What other ways to the denoiser say below the ordinary layer: nothing, or the prompt."""
+    noise: Noise = "shared"
+    """`per_layer`: the reference's; each layer has the next noise of one generator per seed."""
 
 
 NOT_OFFERED = {

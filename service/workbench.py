@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Literal, Protocol
 
+from models.family import Lens
 from service.auth import Doorman
 from service.errors import OpenDoor, ShuttingDown, UnknownModel
 from service.pictures import Pictures
@@ -16,6 +17,7 @@ from service.registry import Registry, open_registry
 from service.registry.records import Checks
 from service.settings import Settings
 from service.telemetry import Telemetry
+from steerers.methods.diffusion_lens import DiffusionLens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,17 @@ class ImageOrder:
     previews: int = 0
     steps_told: bool = False
     seconds: float = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensOrder:
+    """The pictures of an order once for each look into a text encoder.
+
+    They are numbered look by look: `seeds` of the first, then of the second.
+    """
+
+    image: ImageOrder
+    looks: tuple[DiffusionLens, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +145,14 @@ class Host(Protocol):
 
     def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
         """Draw; closing the iterator frees the rows."""
+        ...
+
+    async def lens(self, encoder: str | None) -> Lens:
+        """How a text encoder is looked into; None is the first that can be."""
+        ...
+
+    def look(self, order: LensOrder) -> AsyncIterator[HostEvent]:
+        """Draw what a text encoder knows at some layers; closing the iterator frees the rows."""
         ...
 
     async def check_fact(self, payload: Mapping[str, Any]) -> None:

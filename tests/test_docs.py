@@ -20,6 +20,7 @@ from models.errors import Refusal
 from service.cli import app as cli
 from service.cli import mount_evaluation
 from service.settings import Section, Settings
+from steerers.known import STEERERS
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted(ROOT.glob("docs/**/*.md"))
@@ -94,7 +95,7 @@ def test_every_endpoint_is_explained(verb, path):
 
 
 def method_settings():
-    for kind, method in EDITORS.items():
+    for kind, method in {**EDITORS, **STEERERS}.items():
         for name in method.__dataclass_fields__:
             if name != "kind":
                 yield kind, name
@@ -102,7 +103,8 @@ def method_settings():
 
 @pytest.mark.parametrize(("kind", "name"), list(method_settings()))
 def test_every_setting_of_a_method_is_explained(kind, name):
-    page = (ROOT / "docs" / "methods" / f"{kind}.md").read_text(encoding="utf-8")
+    page = ROOT / "docs" / "methods" / f"{kind.replace('_', '-')}.md"
+    page = page.read_text(encoding="utf-8")
     assert f"`{name}`" in page
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -23,11 +23,10 @@ Caller = Annotated[Principal, Depends(needs("infer"))]
 @router.post("/generations")
 async def generate(request: Request, body: ImageBody, bench: Bench, caller: Caller) -> Response:
     """Draw pictures of a prompt, by the hosted model with the named edits applied."""
-    as_png = _wants_png(request, body)
-    limits.check_image(body, bench.settings.limits)
-    resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
-    wanted = await asyncio.to_thread(resolver.resolve, caller.tenant, body.model, body.edits)
-    limits.check_total(len(wanted.edits), bench.settings.limits)
+    as_png = wants_png(request, body)
+    if as_png and body.n > 1:
+        raise MoreThanOnePicture(body.n)
+    wanted = await wanted_by(body, bench, caller)
     order = openai.image_order(
         body, wanted, request.state.request_id, bench.settings.server.request_seconds
     )
@@ -42,7 +41,7 @@ async def generate(request: Request, body: ImageBody, bench: Bench, caller: Call
         )
     addresses = None
     if body.response_format == "url":
-        addresses = [await _address(request, bench, d.png) for d in drawn]
+        addresses = [await address_of(request, bench, d.png) for d in drawn]
     return reply(request, openai.images_answer(drawn, tiller, addresses))
 
 
@@ -53,6 +52,15 @@ async def read_picture(name: str, bench: Bench) -> Response:
     return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
+async def wanted_by(body: ImageBody, bench: Workbench, caller: Principal) -> Wanted:
+    """The hosted model and the edits of a request that is within the operator's limits."""
+    limits.check_image(body, bench.settings.limits)
+    resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
+    wanted = await asyncio.to_thread(resolver.resolve, caller.tenant, body.model, body.edits)
+    limits.check_total(len(wanted.edits), bench.settings.limits)
+    return wanted
+
+
 async def _draw(
     bench: Workbench, wanted: Wanted, order: ImageOrder
 ) -> tuple[list[Drawn], dict[str, Any]]:
@@ -61,12 +69,11 @@ async def _draw(
     drawn: list[Drawn] = []
     tiller: dict[str, Any] = {}
     async with aclosing(host.draw(order)) as events:  # type: ignore[type-var]
-        async for happened in events:
+        async for happened in counted(events, bench, wanted):
             if isinstance(happened, Composed):
                 tiller = openai.applied(wanted, happened, card, order.id)
             elif isinstance(happened, Drawn):
                 drawn.append(happened)
-                bench.telemetry.images.labels(wanted.model, str(bool(wanted.edits)).lower()).inc()
     return sorted(drawn, key=lambda d: d.index), tiller
 
 
@@ -78,23 +85,29 @@ async def _streamed(bench: Workbench, wanted: Wanted, order: ImageOrder) -> Resp
     first = await anext(events)
     assert isinstance(first, Composed)  # noqa: S101 - the host's contract
     tiller = openai.applied(wanted, first, card, order.id)
-
-    async def counted() -> AsyncGenerator[HostEvent, None]:
-        async with aclosing(events) as rest:  # type: ignore[type-var]
-            async for happened in rest:
-                if isinstance(happened, Drawn):
-                    edited = str(bool(wanted.edits)).lower()
-                    bench.telemetry.images.labels(wanted.model, edited).inc()
-                yield happened
-
-    return stream(openai.image_events(counted(), tiller))
+    return stream(openai.image_events(counted(events, bench, wanted), tiller))
 
 
-def _wants_png(request: Request, body: ImageBody) -> bool:
+async def counted(
+    events: AsyncIterator[HostEvent], bench: Workbench, wanted: Wanted
+) -> AsyncGenerator[HostEvent, None]:
+    """The events; finished pictures go into the metrics, and the end frees the rows."""
+    edited = str(bool(wanted.edits)).lower()
+    async with aclosing(events) as rest:  # type: ignore[type-var]
+        async for happened in rest:
+            if isinstance(happened, Drawn):
+                bench.telemetry.images.labels(wanted.model, edited).inc()
+            yield happened
+
+
+def wants_png(request: Request, body: ImageBody) -> bool:
+    """Whether the answer is to be the bytes of one picture.
+
+    Raises:
+        BadRequest: Another way to receive it was asked for as well.
+    """
     if "image/png" not in request.headers.get("accept", ""):
         return False
-    if body.n > 1:
-        raise MoreThanOnePicture(body.n)
     if body.stream or body.response_format == "url":
         raise BadRequest(
             "`Accept: image/png` goes with neither `stream` nor `response_format: url`.",
@@ -104,7 +117,8 @@ def _wants_png(request: Request, body: ImageBody) -> bool:
     return True
 
 
-async def _address(request: Request, bench: Workbench, png: bytes) -> str:
+async def address_of(request: Request, bench: Workbench, png: bytes) -> str:
+    """Keep a picture; where it can be fetched."""
     name = await asyncio.to_thread(bench.pictures.keep, png)
     base = bench.settings.server.public_url or str(request.base_url)
     return f"{base.rstrip('/')}/v1/images/files/{name}.png"
