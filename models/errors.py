@@ -221,8 +221,8 @@ class UnknownSampler(Refusal):
 class BadSize(Refusal):
     """A picture size that the model cannot draw."""
 
-    def __init__(self, height: int, width: int, multiple: int, most: int | None = None) -> None:
-        bound = "" if most is None else f" up to {most}"
+    def __init__(self, height: int, width: int, multiple: int, limit: int | None = None) -> None:
+        bound = "" if limit is None else f" up to {limit}"
         super().__init__(
             f"The model cannot draw {width}x{height} pixels.",
             remedy=f"Use multiples of {multiple}{bound}.",

@@ -134,7 +134,8 @@ class Flux(T5Pipeline):
         """One transformer call on packed latents."""
         height, width = latents.shape[2] // 2, latents.shape[3] // 2
         said = hosted.modules["transformer"](
-            hidden_states=pixel_unshuffle(latents, 2).flatten(2).mT,
+            # Contiguous as the stock pipeline's: in bfloat16 the layout decides the last bits.
+            hidden_states=pixel_unshuffle(latents, 2).flatten(2).mT.contiguous(),
             timestep=timesteps.to(latents.dtype) / 1000,
             guidance=conditioning.guidance,
             pooled_projections=conditioning.pooled,

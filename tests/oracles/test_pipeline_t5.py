@@ -108,6 +108,13 @@ def test_rows_that_differ_in_everything_are_each_the_stock_pipelines(
     assert distance(requests, slots=4, mode=mode) <= tolerance
 
 
+def test_in_bfloat16_too(furthest, tolerance, case, hosted):
+    brain = load("brain", hosted.path, dtype="bfloat16")
+    stock = case.pipeline.from_pretrained(hosted.path, dtype=brain.dtype, **brain.family.left_out())
+    assert furthest(stock, brain, [a_request(case)], stock=case.stock, slots=1) <= tolerance
+    brain.close()
+
+
 def test_the_tolerance_would_notice_another_prompt_scale_or_negative(
     drawn_together, drawn_by_stock, tolerance, case, stock, hosted
 ):
