@@ -1,4 +1,4 @@
-"""What HTTP, checks and hand-overs add to a picture, in one process and on Ray Serve.
+"""What HTTP, checks and hand-overs add to a picture, in one process; `ray` is the same on Ray.
 
 One client asks one request after another over one kept connection. The model is a random toy that
 draws one step, so that the engine costs nearly nothing; what a request adds is its time at the
@@ -25,7 +25,6 @@ from benches.figures import Figure, quantile
 from editors.delta import Delta, Factors
 from models.family import FAMILIES
 from models.hosted import HostedModel
-from service import haproxy
 from service.client import Tiller
 from service.running import serving
 
@@ -52,6 +51,9 @@ class Sizes:
     moves: int = MOVES
 
 
+FEW = Sizes(requests=10, warmup=2, moves=4)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Times:
     """What was seen: seconds at the client, seconds of the engine, and stale answers."""
@@ -63,23 +65,21 @@ class Times:
 
 
 def run(*, smoke: bool = False) -> list[Figure]:
-    """The figures; `smoke` asks few times, and in one process only."""
+    """The figures; `smoke` asks few times."""
+    return measured("one process", local=True, most=OVERHEAD_MS, sizes=FEW if smoke else Sizes())
+
+
+def measured(where: str, *, local: bool, most: float | None, sizes: Sizes) -> list[Figure]:
+    """The figures of a service that is started for them."""
     torch.set_num_threads(1)
-    sizes = Sizes(requests=10, warmup=2, moves=4) if smoke else Sizes()
-    proxy = "HAProxy, gRPC" if haproxy.found() else "Ray's own proxy: there is no HAProxy here"
-    places = [("one process", True), (f"Ray Serve ({proxy})", False)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         toy = FAMILIES["stable_diffusion"].tiny(home / "toy")
         config = home / "serve.toml"
         config.write_text(_CONFIG.format(name=MODEL, path=toy))
         deltas = [delta(benched(toy, "cpu", "float32").hosted, seed).data for seed in (1, 2)]
-        found = []
-        for where, local in places[: 1 if smoke else 2]:
-            with serving(home / f"local-{local}", local=local, config=config) as url:
-                told = times(url, deltas, sizes)
-            found += figures(where, told, OVERHEAD_MS if local else None)
-        return found
+        with serving(home / "home", local=local, config=config) as url:
+            return figures(where, times(url, deltas, sizes), most)
 
 
 def figures(where: str, told: Times, most: float | None) -> list[Figure]:

@@ -23,6 +23,11 @@ SAMPLES = {
     "gpu": [Figure(name="8 at once, fast", value=12.3, unit="pictures per second")],
     "lens": [Figure(name="engine / stock pipeline", value=1.01, unit="x", most=1.03)],
     "modes": [Figure(name="exact, float32: largest difference", value=0.0, most=0.0)],
+    "ray": bench_gateway.figures(
+        "Ray Serve",
+        bench_gateway.Times(whole=[0.01], engine=[0.004], routes={"/v1/models": [1e-3]}, stale=1),
+        None,
+    ),
     "registry": [
         *bench_registry.registered([0.01, 0.2], [0.001], 1.0, dense=True),
         *bench_registry.flips(1, [0.01], [0.001], 0.02),
