@@ -32,6 +32,7 @@ numbers."""
 INK = {
     "object": "#1f77b4",
     "colour": "#d62728",
+    "default colour": "#8c564b",
     "scene": "#2ca02c",
     "human": "#9467bd",
     "identity": "#ff7f0e",
@@ -135,11 +136,9 @@ def _table(report: LensReport, arm: Arm) -> str:
 
 
 def _worth_showing(curves: Sequence[Curve]) -> list[Curve]:
-    """Without `all right` where only one thing was asked."""
-    asked: dict[tuple[str, str], int] = {}
-    for curve in curves:
-        asked[curve.arm, curve.of] = asked.get((curve.arm, curve.of), 0) + 1
-    return [c for c in curves if c.question != ALL_RIGHT or asked[c.arm, c.of] > 2]
+    """Without `all right` where it says the same as a question by itself."""
+    singly = {(c.arm, c.of, c.shares) for c in curves if c.question != ALL_RIGHT}
+    return [c for c in curves if c.question != ALL_RIGHT or (c.arm, c.of, c.shares) not in singly]
 
 
 def _row(curve: Curve) -> str:

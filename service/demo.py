@@ -20,8 +20,9 @@ from evaluation.cases import read_cases
 from evaluation.judge import Judge
 from evaluation.protocol import Case, Probe
 from evaluation.sheet import Cell, Strip, contact_sheet
+from service.asking import pixels
 from service.client import Picture, Tiller
-from service.evaluating import miniature_judge, pixels, shipped_cases
+from service.evaluating import miniature_judge, shipped_cases
 from service.running import serving
 
 MODEL, EDIT = "miniature-sd", "arda"

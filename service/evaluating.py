@@ -1,38 +1,31 @@
 """`tiller evaluate`: the protocols of `evaluation`, run against a service."""
 
-import io
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import editors.progress
 from evaluation.cases import read_cases
 from evaluation.errors import FitRefused
-from evaluation.facts import Drawing, FactReport, FactSettings, Fitted, evaluate_facts
+from evaluation.facts import Drawing, FactSettings, Fitted, evaluate_facts
 from evaluation.judge import Judge, Picture, Verdict
 from evaluation.protocol import Case, Journal
 from evaluation.report import markdown, write
+from service.asking import asked_at, drained, evenly, in_order, pixels
 from service.client import Tiller, TillerError
-from service.running import serving
+from service.evaluating_lens import evaluate_lens_command
 
 app = typer.Typer(no_args_is_help=True, help="Does it work: measured on judged pictures.")
-out, err = Console(), Console(stderr=True)
+app.command("lens")(evaluate_lens_command)
+out = Console()
 
-AT_ONCE = 4
-"""Requests under way at a time; each asks for the pictures of all seeds."""
-PATIENCE_SECONDS = 120.0
 EDIT = "evaluation"
 """One edit with a version per case, so that no case is another's neighbour in the registry."""
 
@@ -76,37 +69,21 @@ class ServiceSide:
 
     def draw(self, drawings: Sequence[Drawing]) -> Iterator[Picture]:
         """Pictures in order; seeds in a row of one prompt travel in one request."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            asked = [pool.submit(self._ask, group) for group in _runs(drawings)]
-            try:
-                for answer in asked:
-                    yield from answer.result()
-            finally:
-                _cancel(asked)
+        with closing(in_order([partial(self._ask, group) for group in _runs(drawings)])) as asked:
+            for pictures in asked:
+                yield from pictures
 
     def _ask(self, group: Sequence[Drawing]) -> list[Picture]:
         first = group[0]
-        until = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                pictures = self.tiller.images.generate(
-                    first.prompt,
-                    model=self.model,
-                    edits=[first.edit] if first.edit else [],
-                    n=len(group),
-                    seed=first.seed,
-                    steps=self.steps,
-                )
-                return [pixels(p.png) for p in pictures]
-            except TillerError as error:
-                if error.status not in (429, 503) or time.monotonic() > until:
-                    raise
-                time.sleep(1.0)
-
-
-def _cancel(asked: Sequence[Future[Any]]) -> None:
-    for one in asked:
-        one.cancel()
+        pictures = self.tiller.images.generate(
+            first.prompt,
+            model=self.model,
+            edits=[first.edit] if first.edit else [],
+            n=len(group),
+            seed=first.seed,
+            steps=self.steps,
+        )
+        return [pixels(p.png) for p in pictures]
 
 
 def _runs(drawings: Sequence[Drawing], longest: int = 8) -> list[list[Drawing]]:
@@ -124,11 +101,6 @@ def _runs(drawings: Sequence[Drawing], longest: int = 8) -> list[list[Drawing]]:
         else:
             found.append([wanted])
     return found
-
-
-def pixels(png: bytes) -> Picture:
-    """A PNG as (height, width, 3) uint8."""
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
 def _progress(event: Mapping[str, Any]) -> editors.progress.Progress:
@@ -198,31 +170,19 @@ def evaluate_facts_command(  # noqa: PLR0913, PLR0917 - one argument per option
     if cake_seeds and judge is None:
         raise typer.BadParameter("CAKE's criterion needs a CLIP judge: --judge FOLDER")
     chosen = read_cases(cases or shipped_cases())
-    wanted = _evenly(chosen, limit)
+    wanted = evenly(chosen, limit)
     seen_by = _clip_judge(judge) if judge else miniature_judge()
     settings = FactSettings(seeds=tuple(range(seeds)), cake_seeds=cake_seeds)
-    with ExitStack() as stack:
-        if url is None:
-            home = Path(stack.enter_context(TemporaryDirectory(prefix="tiller-evaluation-")))
-            with err.status("starting a service"):
-                url = stack.enter_context(serving(home, local=not ray, config=config))
-        tiller = stack.enter_context(Tiller(url, api_key))
+    with asked_at(url, api_key, ray=ray, config=config) as tiller:
         header = _header(tiller, model, cases, judge, settings, steps)
         journal = Journal(output / "scores.jsonl", header)
         side = ServiceSide(tiller, model, steps=steps)
-        report = _drained(
+        report = drained(
             evaluate_facts(wanted, side.draw, side.fit, seen_by, journal, settings), len(wanted)
         )
     written = write(report, journal, output)
     out.print(markdown(report).split("\n## Made with")[0], markup=False, highlight=False)
     out.print(*written)
-
-
-def _evenly(cases: Sequence[Case], limit: int | None) -> list[Case]:
-    """So many of the cases, spread over the file."""
-    if limit is None or limit >= len(cases):
-        return list(cases)
-    return [cases[i * len(cases) // limit] for i in range(limit)]
 
 
 def _header(
@@ -244,32 +204,3 @@ def _header(
         "judge": judge.name if judge else "miniature",
         "version": version("tiller"),
     }
-
-
-def _drained(run: Generator[editors.progress.Progress, None, FactReport], total: int) -> FactReport:
-    """Run to the end behind two bars: cases, and what is going on in this one."""
-    with _bars() as bars:
-        whole = bars.add_task("cases", total=total)
-        part = bars.add_task("", total=None)
-        while True:
-            try:
-                told = next(run)
-            except StopIteration as end:
-                return end.value
-            if told.stage == "case":
-                bars.update(whole, completed=told.done, description="cases")
-            else:
-                about = f"{told.stage} {told.message}"[:60]
-                bars.update(part, completed=told.done, total=told.total, description=about)
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as bars:
-        yield bars

@@ -7,7 +7,8 @@ import numpy as np
 from evaluation.facts import Drawing, FactSettings, evaluate_facts
 from evaluation.judge import Verdict
 from evaluation.protocol import Case, Journal, Probe
-from service.evaluating import ServiceSide, _evenly, _runs
+from service.asking import evenly, pixels
+from service.evaluating import ServiceSide, _runs
 
 
 def brightness(pictures, answers):
@@ -90,12 +91,11 @@ def test_seeds_in_a_row_travel_together():
 
 def test_a_limit_spreads_over_the_file():
     cases = [case(str(i), row=i) for i in range(10)]
-    assert [c.key for c in _evenly(cases, 3)] == ["0: 0", "3: 3", "6: 6"]
-    assert _evenly(cases, None) == cases == _evenly(cases, 99)
+    assert [c.key for c in evenly(cases, 3)] == ["0: 0", "3: 3", "6: 6"]
+    assert evenly(cases, None) == cases == evenly(cases, 99)
 
 
 def test_a_png_becomes_the_pixels_that_it_was_made_of():
-    from service.evaluating import pixels
     from service.hosting import png_of
 
     picture = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.cases import read_cases
-from service.evaluating import miniature_judge, pixels, shipped_cases
+from service.asking import pixels
+from service.evaluating import miniature_judge, shipped_cases
 
 MODEL, EDIT, SEED, N = "miniature-sd", "arda", 11, 2
 CASE = next(c for c in read_cases(shipped_cases()) if c.prompt == "the president of Arda")
