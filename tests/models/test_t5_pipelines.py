@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import sentencepiece
 import torch
 from transformers import T5EncoderModel
 
@@ -195,3 +196,27 @@ def test_the_fingerprint_covers_what_t5_computes(t5_folder, key, value):
     after = fingerprint(t5_folder)
     config.write_text(stated)
     assert after != before == fingerprint(t5_folder)
+
+
+def test_a_published_folder_with_a_sentencepiece_model_only_is_read(tmp_path):
+    family = FAMILIES["pixart_sigma"]
+    folder = family.tiny(tmp_path / "toy")
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join([PROMPT, OTHER, "the king of borea in a house"] * 20))
+    settings = {"vocab_size": 60, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    published = folder / "tokenizer"
+    for file in published.iterdir():
+        file.unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(words), model_prefix=str(published / "spiece"), minloglevel=2,
+        hard_vocab_limit=False, **settings,
+    )  # fmt: skip
+    (published / "spiece.vocab").unlink()
+    stated = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    (published / "tokenizer_config.json").write_text(json.dumps(stated))
+    hosted = load("published", folder)
+    found = hosted.family.tokens(hosted, family.t5, [OTHER]).ids[0].tolist()
+    model = sentencepiece.SentencePieceProcessor(model_file=str(published / "spiece.model"))
+    spoken = model.encode(OTHER)
+    assert found[: len(spoken) + 1] == [*spoken, 1]
+    hosted.close()
