@@ -27,7 +27,7 @@ from editors.fact import Fact, last_subject_token
 from editors.moment import Corpus, MomentStore
 from editors.neighbours import PhraseBanks
 from editors.progress import Progress
-from editors.templates import phrasebook_of, with_reference
+from editors.templates import phrasebook_of, read_templates, with_reference
 from engines.diffusion import DiffusionEngine
 from engines.errors import Draining
 from engines.request import Cancelled, Failed, Finished, ImageRequest, Step
@@ -75,6 +75,8 @@ class ImageHost:
             settings,
             registry,
         )
+        told = model.refact.templates
+        nine = read_templates(Path(told)) if told else None
         self.hosted = load(
             model.name,
             weights_of(model),
@@ -84,10 +86,8 @@ class ImageHost:
             projection=model.projection or None,
             cache=settings.home / "fingerprints",
         )
-        if model.refact.templates:
-            self.hosted.defaults = with_reference(
-                self.hosted.defaults, Path(model.refact.templates)
-            )
+        if nine is not None:
+            self.hosted.defaults = with_reference(self.hosted.defaults, nine)
         phrasebook_of(self.hosted)  # what cannot be spoken is refused now, not at the first fit
         assert isinstance(self.hosted.family, TextToImage)  # noqa: S101 - the engine says it too
         self.family = self.hosted.family
@@ -102,6 +102,7 @@ class ImageHost:
         self.deltas = DigestStore(registry.edits.blob, Delta.read, model.store_bytes)
         self.moments = MomentStore(settings.home / "moments")
         self.banks = PhraseBanks(self.moments)
+        self.thresholds = settings.thresholds.over(self.hosted.defaults.get("thresholds", {}))
         self.compositions = _Compositions(self.hosted, self.deltas.get)
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs)
         self.pipeline = folder_digest(self.hosted.path, settings.home / "fingerprints")
@@ -212,8 +213,8 @@ class ImageHost:
                 {"name": e.label, "digest": e.digest, "strength": e.strength} for e in order.edits
             ),
             patch=row.patch.digest,
-            mode=self.model.mode,
             lens=lens,
+            mode=self.model.mode,
             slots=self.model.slots,
             dtype=self.model.dtype,
             device=str(self.hosted.device),
@@ -310,7 +311,7 @@ class ImageHost:
             banks=self.banks,
             corpus=self._corpus(),
             others=live.named,
-            thresholds=report.Thresholds(**self.settings.thresholds.model_dump()),
+            thresholds=report.Thresholds(**self.thresholds),
         )
         if not live.cut:
             return measured
@@ -451,8 +452,8 @@ def describe(hosted: HostedModel, started: int) -> dict[str, Any]:
         "samplers": list(family.samplers),
         "methods": {k: {"applies": v is None, "reason": v} for k, v in family.applies.items()},
         "streams": {t: len(blocks) for t, blocks in hosted.towers.items()},
-        "sites": sorted(hosted.linears),
         "lens": {t: lens_told(lens) for t, lens in family.lenses(hosted).items()},
+        "sites": sorted(hosted.linears),
     }
 
 

@@ -106,6 +106,8 @@ def save_pipeline(
 
 
 def _copy(module: Any) -> Any:
-    fresh = type(module).from_config(module.config)
+    """The same module without the memory of where it was read from."""
+    stated = {k: v for k, v in module.config.items() if k != "_name_or_path"}
+    fresh = type(module).from_config(stated)
     fresh.load_state_dict({n: t.detach().contiguous() for n, t in module.state_dict().items()})
     return fresh
