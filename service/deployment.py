@@ -112,7 +112,8 @@ class RemoteHost:
         except Exception as error:
             raise self._translated(error) from error
         finally:
-            events.cancel()
+            with suppress(Exception):  # a call that was never assigned says so once more
+                events.cancel()
 
     async def check_fact(self, payload: Mapping[str, Any]) -> None:
         """As `Host`."""
@@ -187,6 +188,8 @@ def environment(settings: Settings) -> tuple[dict[str, str], str]:
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
+        # Three checks of 5 s, Ray's own, are over before a busy machine has imported the proxy.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(settings.server.request_seconds) + 30),
         "OMP_NUM_THREADS": str(max(m.threads for m in settings.models)),
     }

@@ -1,0 +1,178 @@
+"""The service on Ray Serve, started once: what only several processes can get wrong."""
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import openai
+import pytest
+from PIL import Image
+
+from service import running
+
+pytestmark = pytest.mark.cluster
+
+MODEL, PROMPT, SLOTS, WAITING = "tiny", "the king of the sea", 2, 2
+PATH = "/v1/images/generations"
+CONFIG = """
+[server]
+drain_seconds = 60
+
+[limits]
+steps = 200
+
+[[models]]
+name = "tiny"
+path = {path}
+slots = {slots}
+max_waiting = {waiting}
+steps = 3
+memory_bytes = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory, tiny_sd_folder):
+    """(url, process) of `tiller serve`; the last test stops it, and this one if that did not."""
+    home = tmp_path_factory.mktemp("cluster")
+    config = home / "serve.toml"
+    path = json.dumps(str(tiny_sd_folder))
+    config.write_text(CONFIG.format(path=path, slots=SLOTS, waiting=WAITING))
+    port = running.free_port()
+    words = ["serve", "--config", str(config), "--port", str(port)]
+    program = [sys.executable, "-c", "from service.cli import main; main()", *words]
+    url, log = f"http://127.0.0.1:{port}", home / "serve.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(  # noqa: S603 - our own program
+            program,
+            stdout=output,
+            stderr=output,
+            env=running._environment(home),
+            start_new_session=True,
+        )
+        try:
+            running._await_ready(url, child, log)
+            yield url, child, log
+        finally:
+            running.stop(child)
+
+
+@pytest.fixture(scope="module")
+def cluster_url(started):
+    return started[0]
+
+
+@pytest.fixture(scope="module")
+def client(cluster_url):
+    return openai.OpenAI(base_url=f"{cluster_url}/v1", api_key="unused", max_retries=0)
+
+
+def body(**changes):
+    return {"model": MODEL, "prompt": PROMPT, "seed": 3, **changes}
+
+
+def drawn(url, **changes):
+    return httpx2.post(url + PATH, json=body(**changes), timeout=120)
+
+
+def shown(picture):
+    return Image.open(io.BytesIO(base64.b64decode(picture))).size
+
+
+def active(url):
+    lines = httpx2.get(f"{url}/metrics").text.splitlines()
+    told = f'tiller_engine{{model="{MODEL}",what="active"}}'
+    return next((float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith(told)), 0.0)
+
+
+def wait_until(condition, seconds=30.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.05)
+
+
+def test_the_openai_client_draws_and_lists(client):
+    assert MODEL in {m.id for m in client.models.list()}
+    answer = client.images.generate(model=MODEL, prompt=PROMPT, n=2, extra_body={"seed": 3})
+    assert len(answer.data) == 2
+    assert {shown(d.b64_json) for d in answer.data} == {shown(answer.data[0].b64_json)}
+    again = client.images.generate(model=MODEL, prompt=PROMPT, extra_body={"seed": 4})
+    assert again.data[0].b64_json == answer.data[1].b64_json
+
+
+def test_the_openai_client_streams_previews_and_the_picture(client):
+    asked = {"model": MODEL, "prompt": PROMPT, "extra_body": {"seed": 3}}
+    whole = client.images.generate(**asked)
+    events = list(client.images.generate(**asked, stream=True, partial_images=1))
+    kinds = [e.type for e in events]
+    assert "image_generation.partial_image" in kinds
+    assert kinds[-1] == "image_generation.completed"
+    assert events[-1].b64_json == whole.data[0].b64_json
+
+
+def test_a_refusal_crosses_the_processes_as_what_it_is(client, cluster_url):
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.images.generate(model=MODEL, prompt=PROMPT, extra_body={"sampler": "best"})
+    assert refused.value.code == "unknown_sampler"
+    files = {"file": ("delta", b"PK\x03\x04junk")}
+    form = {"name": "junk", "model": MODEL}
+    told = httpx2.post(f"{cluster_url}/v1/edits/import", data=form, files=files)
+    assert (told.status_code, told.json()["code"]) == (422, "bad_adapter")
+
+
+def test_a_full_model_answers_429_with_a_time_and_draws_the_others(cluster_url):
+    alone = drawn(cluster_url, steps=40).json()["data"]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: drawn(cluster_url, steps=40), range(16)))
+    strange = [a.text for a in answers if a.status_code not in (200, 429)]
+    assert not strange
+    assert {a.status_code for a in answers} == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["error"]["type"] == "rate_limit_error"
+        else:
+            assert answer.json()["data"] == alone
+    assert drawn(cluster_url).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_row(cluster_url, stream):
+    wait_until(lambda: active(cluster_url) == 0)
+    raw = json.dumps(body(stream=stream, steps=200)).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(raw)}"
+    address = cluster_url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1]))) as leaving:
+        leaving.sendall(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + raw)
+        wait_until(lambda: active(cluster_url) == 1)
+    left = time.monotonic()
+    wait_until(lambda: active(cluster_url) == 0)
+    freed = time.monotonic() - left
+    whole = drawn(cluster_url, steps=200).json()["tiller"]["images"][0]["seconds"]
+    assert freed < whole / 2
+
+
+def test_on_sigterm_the_row_in_flight_is_finished_and_nothing_is_left(started):
+    url, child, log = started
+    before = drawn(url, steps=120).json()["data"]
+    answers = []
+    caller = threading.Thread(target=lambda: answers.append(drawn(url, steps=120)))
+    caller.start()
+    wait_until(lambda: active(url) == 1)
+    os.kill(child.pid, signal.SIGTERM)
+    caller.join(90)
+    assert [a.status_code for a in answers] == [200], log.read_text()[-2000:]
+    assert answers[0].json()["data"] == before
+    assert child.wait(90) == 0
+    with pytest.raises(httpx2.TransportError):
+        httpx2.get(f"{url}/livez", timeout=5)
