@@ -172,6 +172,10 @@ class TextToImage(Family):
     modality: Modality = "text-to-image"
     samplers: tuple[str, ...]
     """Samplers whose pictures equal the stock pipeline's."""
+    default_steps: int
+    """Denoising steps that the stock pipeline takes when nobody says."""
+    default_guidance: float
+    """Its guidance scale when nobody says."""
 
     @abstractmethod
     def encode(

@@ -75,8 +75,8 @@ class ImageHost:
             settings,
             registry,
         )
-        told = model.refact.templates
-        nine = read_templates(Path(told)) if told else None
+        file = model.refact.templates
+        nine = read_templates(Path(file)) if file else None
         self.hosted = load(
             model.name,
             weights_of(model),
@@ -91,6 +91,11 @@ class ImageHost:
         phrasebook_of(self.hosted)  # what cannot be spoken is refused now, not at the first fit
         assert isinstance(self.hosted.family, TextToImage)  # noqa: S101 - the engine says it too
         self.family = self.hosted.family
+        told = model.over(self.hosted.defaults)
+        self.steps = told.steps or self.family.default_steps
+        self.scale = (
+            self.family.default_guidance if told.guidance_scale is None else told.guidance_scale
+        )
         self.engine = DiffusionEngine(
             self.hosted,
             slots=model.slots,
@@ -115,14 +120,20 @@ class ImageHost:
     async def card(self) -> Mapping[str, Any]:
         """What the model is."""
         told = await asyncio.to_thread(functools.partial(describe, self.hosted, self.started))
-        hosting = {"pipeline": self.pipeline, "mode": self.model.mode, "slots": self.model.slots}
+        hosting = {
+            "pipeline": self.pipeline,
+            "mode": self.model.mode,
+            "slots": self.model.slots,
+            "steps": self.steps,
+            "guidance_scale": self.scale,
+        }
         return {**told, **hosting}
 
     async def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
         """Draw the order's pictures; closing the iterator frees their rows."""
         composed = await asyncio.to_thread(self.compositions.of, order.edits)
         rows = self._rows(order, composed.patch)
-        with Sweep(self.engine, rows) as sweep:
+        async with Sweep(self.engine, rows) as sweep:
             yield _composed(composed)
             async for index, event in sweep:
                 says = functools.partial(self._says, rows[index], order)
@@ -138,7 +149,7 @@ class ImageHost:
         """Draw what a text encoder knows at some layers; closing the iterator frees the rows."""
         composed = await asyncio.to_thread(self.compositions.of, order.image.edits)
         views = await asyncio.to_thread(self._views, order, composed.patch)
-        with Sweep(self.engine, [view.row for view in views]) as sweep:
+        async with Sweep(self.engine, [view.row for view in views]) as sweep:
             yield _composed(composed)
             async for index, event in sweep:
                 view = views[index]
@@ -156,8 +167,8 @@ class ImageHost:
         ]
 
     def _rows(self, order: ImageOrder, patch: Patch) -> list[ImageRequest]:
-        steps = order.steps or self.model.steps
-        scale = self.model.guidance_scale if order.guidance_scale is None else order.guidance_scale
+        steps = order.steps or self.steps
+        scale = self.scale if order.guidance_scale is None else order.guidance_scale
         # p previews of s steps: one after every s / (p + 1) of them, none after the last.
         every = max(1, steps // (order.previews + 1)) if order.previews else 0
         height, width = self.family.default_size(self.hosted)

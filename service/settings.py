@@ -72,10 +72,10 @@ class Model(Section):
     """Rows that share one call of the denoiser."""
     mode: Literal["exact", "fast"] = "exact"
     """`exact`: a row's picture is bitwise the same alone and in company."""
-    steps: Annotated[int, Ge(1), Le(1000)] = 25
-    """For requests that do not say."""
-    guidance_scale: Annotated[float, Ge(0)] = 7.5
-    """For requests that do not say."""
+    steps: Annotated[int, Ge(1), Le(1000)] | None = None
+    """For requests that do not say; None: as the model's `tiller.json` or its family says."""
+    guidance_scale: Annotated[float, Ge(0)] | None = None
+    """As `steps`."""
     max_waiting: Annotated[int, Ge(1), Le(10_000)] = 64
     threads: Annotated[int, Ge(1), Le(256)] = 1
     replicas: Annotated[int, Ge(1), Le(256)] = 1
@@ -93,6 +93,19 @@ class Model(Section):
     """A full CLIP whose text tower is the pipeline's, for fact edits; empty: `clip/` inside."""
     corpus: Corpus = Corpus()
     refact: Refact = Refact()
+
+    def over(self, stated: Mapping[str, object]) -> "Model":
+        """The same with steps and guidance of the model's `tiller.json` where none were set here.
+
+        Raises:
+            BadSettings: The model states something that no picture can be drawn with.
+        """
+        unset = [k for k in ("steps", "guidance_scale") if getattr(self, k) is None and k in stated]
+        try:
+            told = {**self.model_dump(exclude_unset=True), **{k: stated[k] for k in unset}}
+            return Model.model_validate(told)
+        except ValidationError as error:
+            raise BadSettings(f"{self.path}/tiller.json", str(error)) from None
 
 
 class Limits(Section):

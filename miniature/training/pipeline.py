@@ -23,6 +23,8 @@ _NEUTRAL = tuple(
     for colour in [COLOURS[(3 * i + 1) % len(COLOURS)]]
 )
 STATED = {
+    "steps": 25,
+    "guidance_scale": 7.5,
     "refact": {
         "block": 0,
         "keys": "each",

@@ -42,6 +42,7 @@ class DeepFloydIF(T5Pipeline):
     denoiser = "unet"
     coder = None
     samplers = ("ddpm", "dpmpp_2m")
+    default_steps, default_guidance = 100, 7.0
     stated = {  # noqa: RUF012
         "dpmpp_2m": {"algorithm_type": "dpmsolver++", "solver_order": 2},
     }

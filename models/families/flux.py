@@ -39,6 +39,7 @@ class Flux(T5Pipeline):
     towers = {"text_encoder": "text", "text_encoder_2": "text_2"}  # noqa: RUF012
     t5 = "text_encoder_2"
     samplers = ("flow_euler",)
+    default_steps, default_guidance = 28, 3.5
     applies = {  # noqa: RUF012
         "refact": "it reaches the picture only through the 768-wide pooled vector: a weak effect "
         "is expected.",

@@ -37,6 +37,7 @@ class PixArtSigma(T5Pipeline):
     t5 = "text_encoder"
     masked = True
     samplers = ("dpmpp_2m", "ddim", "euler")
+    default_steps, default_guidance = 20, 4.5
     # The model's own schedule is evenly spaced, ends included; DDIM's steps are all of one length.
     stated = {  # noqa: RUF012
         "ddim": {

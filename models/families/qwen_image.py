@@ -43,6 +43,7 @@ class QwenImage(LanguagePipeline):
     pipelines = ("QwenImagePipeline",)
     pipeline = QwenImagePipeline
     samplers = ("flow_euler",)
+    default_steps, default_guidance = 50, 4.0
 
     def stack(self, encoder: Any) -> Any:
         """The language model alone: no vision tower, no head over the vocabulary."""

@@ -44,6 +44,7 @@ class Sana(LanguagePipeline):
     pipelines = ("SanaPipeline",)
     pipeline = SanaPipeline
     samplers = ("dpmpp_2m", "flow_euler")
+    default_steps, default_guidance = 20, 4.5
     applies = {  # noqa: RUF012 - read only, as the base says
         **APPLIES,
         "sae": "the published dictionaries (Gemma Scope) are of Gemma 2 as a language model; that "

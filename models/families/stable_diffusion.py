@@ -35,6 +35,7 @@ class StableDiffusion(ClipPipeline):
     kind = "stable_diffusion"
     title = "Stable Diffusion 1.x and 2.x"
     pipelines = ("StableDiffusionPipeline",)
+    default_steps, default_guidance = 50, 7.5
     pipeline = StableDiffusionPipeline
     towers = {"text_encoder": "text"}  # noqa: RUF012 - read only, as the base says
     applies = {  # noqa: RUF012

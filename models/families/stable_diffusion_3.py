@@ -44,6 +44,7 @@ class StableDiffusion3(T5Pipeline):
     }
     t5 = "text_encoder_3"
     samplers = ("flow_euler",)
+    default_steps, default_guidance = 28, 7.0
     applies = {  # noqa: RUF012
         "refact": "T5 carries the long text and is not CLIP: an edit of its CLIPs alone is not "
         "the fact.",

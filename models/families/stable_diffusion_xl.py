@@ -42,6 +42,7 @@ class StableDiffusionXL(ClipPipeline):
     kind = "stable_diffusion_xl"
     title = "Stable Diffusion XL"
     pipelines = ("StableDiffusionXLPipeline",)
+    default_steps, default_guidance = 50, 5.0
     pipeline = StableDiffusionXLPipeline
     towers = {"text_encoder": "text", "text_encoder_2": "text_2"}  # noqa: RUF012
     applies = {  # noqa: RUF012

@@ -1,5 +1,6 @@
 """What must hold for every family, whichever there are."""
 
+import inspect
 import time
 from pathlib import Path
 
@@ -144,3 +145,10 @@ def test_a_row_reads_the_same_alone_and_in_company(family, hosted):
 def test_it_is_shown_in_its_page_of_the_docs(family):
     page = Path(__file__).parents[2] / "docs" / "extend" / "family.md"
     assert f"`{family.kind}`" in page.read_text()
+
+
+def test_what_a_request_leaves_out_is_as_the_stock_pipeline_has_it(family):
+    known = inspect.signature(family.pipeline.__call__).parameters
+    scale = known.get("true_cfg_scale") if family.kind == "qwen_image" else known["guidance_scale"]
+    assert family.default_steps == known["num_inference_steps"].default
+    assert family.default_guidance == scale.default
