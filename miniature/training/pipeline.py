@@ -32,7 +32,7 @@ STATED = {
         "rate": 0.1,
         "steps": 60,
     },
-    "thresholds": {"stray": 0.3},
+    "thresholds": {"specificity": 0.9, "stray": 0.3},
     "templates": {
         "fitted": [
             "{}, very nice",

@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import threading
@@ -5,6 +6,7 @@ import zipfile
 
 import httpx2
 import pytest
+from PIL import Image
 
 MODEL = "tiny"
 
@@ -168,10 +170,12 @@ def test_a_retired_version_is_refused_by_name_and_by_digest(http, fitted, url):
 
 
 def picture(http, edit):
+    """Its pixels: the file also names the edits that it was drawn with."""
     asked = {"model": MODEL, "prompt": "the king of the sea", "seed": 1, "edits": [edit]}
     answer = http.post("/v1/images/generations", json=asked)
     assert answer.status_code == 200, answer.text
-    return answer.json()["data"][0]["b64_json"]
+    png = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    return Image.open(io.BytesIO(png)).tobytes()
 
 
 def imported(http, name, data):
