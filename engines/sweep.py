@@ -4,6 +4,10 @@ A sweep over a text encoder's layers is thirty rows. Queued all at once they wou
 room, and whoever came next would wait for every one of them. So no more rows than there are slots
 are with the engine; each that ends lets the next one in, behind those who wait by then. Another
 caller therefore waits for one picture, not for the sweep.
+
+The first chunk is admitted whole or not at all: a small order joins at once, a busy engine refuses
+before anything has begun. Afterwards a row takes any place that is free: beside steady callers
+there are hardly ever several at a time.
 """
 
 import asyncio
@@ -20,7 +24,7 @@ from engines.errors import DeadlineExceeded, Full
 from engines.request import LAST, Event, ImageRequest
 
 _PATIENCE = 0.1
-"""Seconds until a full engine is asked again, if no row of ours is there to give up its slot."""
+"""Seconds until a full engine is asked again; one of our rows that ends asks at once."""
 
 
 class Sweep:
@@ -39,50 +43,91 @@ class Sweep:
         self._inside: dict[int, Ticket] = {}
         self._events = asyncio.Queue[tuple[int, Event]]()
         self._loop = asyncio.get_running_loop()
-        self._began = time.monotonic()
+        self._began = self._asked = time.monotonic()
+        self._over = False
 
-    def __enter__(self) -> "Sweep":
+    async def __aenter__(self) -> "Sweep":
         """Admit the first chunk; what the engine refuses is raised here, and nothing has begun."""
-        self._admit()
+        try:
+            await asyncio.to_thread(self._admit_chunk)
+        except BaseException:  # cancelled while the thread went on: its rows leave too
+            self._leave()
+            raise
         return self
 
-    def __exit__(
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._left.clear()
-        for ticket in self._inside.values():
-            ticket.cancel()
+        self._leave()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
         while self._inside or self._left:
-            if not self._inside:  # others took all the room while our last row ended
-                await asyncio.sleep(_PATIENCE)
-                self._admit_if_there_is_room()
-                continue
-            index, event = await self._events.get()
-            if isinstance(event, LAST):
-                del self._inside[index]
-                self._admit_if_there_is_room()
-            yield index, event
+            told = await self._told()
+            ended = told is not None and isinstance(told[1], LAST)
+            if told is not None and ended:
+                del self._inside[told[0]]
+            if self._missing and (ended or self._patience() <= 0):
+                await self._admit_what_fits()
+            if told is not None:
+                yield told
 
-    def _admit_if_there_is_room(self) -> None:
-        with suppress(Full):
-            self._admit()
+    @property
+    def _missing(self) -> int:
+        """How many rows could be with the engine and are not."""
+        return min(self.chunk - len(self._inside), len(self._left))
 
-    def _admit(self) -> None:
-        """Fill the chunk up; all of the rows that are missing, or none."""
-        missing = min(self.chunk - len(self._inside), len(self._left))
-        if not missing:
-            return
-        rows = [self._left[i] for i in range(missing)]
+    def _patience(self) -> float:
+        """Seconds until the engine is asked again."""
+        return self._asked + _PATIENCE - time.monotonic()
+
+    async def _told(self) -> tuple[int, Event] | None:
+        """The next event; None if it is time to ask the engine again before there is one."""
+        if not self._missing:
+            return await self._events.get()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience()):
+                return await self._events.get()
+        return None
+
+    async def _admit_what_fits(self) -> None:
+        self._asked = time.monotonic()
+        self._in_time(self._left[0][1])
+        if int(self.engine.load()["waiting"]) < self.engine.max_waiting:
+            await asyncio.to_thread(self._admit_one_by_one)
+
+    # --- on a thread: prompts are tokenised and schedulers are copied. Nobody else touches the
+    # rows meanwhile; whoever leaves says so first and cancels then, so no ticket slips through.
+
+    def _admit_chunk(self) -> None:
+        """The first rows, all or none."""
+        rows = [self._left[i] for i in range(self._missing)]
         asked = [(self._in_time(row), functools.partial(self._tell, i)) for i, row in rows]
-        tickets = self.engine.submit_together(asked)
-        for (index, _), ticket in zip(rows, tickets, strict=True):
-            self._left.popleft()
-            self._inside[index] = ticket
+        for ticket in self.engine.submit_together(asked):
+            self._take(ticket)
+
+    def _admit_one_by_one(self) -> None:
+        """As many of the missing rows as there are places."""
+        with suppress(Full):
+            while self._missing and not self._over:
+                index, row = self._left[0]
+                tell = functools.partial(self._tell, index)
+                self._take(self.engine.submit(self._in_time(row), tell))
+
+    def _take(self, ticket: Ticket) -> None:
+        """The ticket of the row that was next."""
+        self._inside[self._left.popleft()[0]] = ticket
+        if self._over:
+            ticket.cancel()
+
+    def _leave(self) -> None:
+        self._over = True
+        for ticket in list(self._inside.values()):
+            ticket.cancel()
+
+    # --- on any thread ----------------------------------------------------------------------------
 
     def _in_time(self, row: ImageRequest) -> ImageRequest:
         """With the time that is left of the sweep's."""

@@ -1,13 +1,16 @@
 """Rows of one caller, admitted in chunks."""
 
 import asyncio
+import functools
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
 from engines.diffusion import DiffusionEngine
-from engines.errors import BadRow, DeadlineExceeded, Full
+from engines.errors import BadRow, DeadlineExceeded, Draining, Full
 from engines.request import LAST, Failed, Finished, ImageRequest
 from engines.sweep import Sweep
 
@@ -31,7 +34,7 @@ async def finished(sweep):
 
 def test_every_row_is_drawn_and_none_before_its_turn(engine):
     async def main():
-        with Sweep(engine, [a_row(i) for i in range(11)]) as sweep:
+        async with Sweep(engine, [a_row(i) for i in range(11)]) as sweep:
             most, ends = 0, {}
             async for index, event in sweep:
                 most = max(most, len(sweep._inside))
@@ -47,7 +50,7 @@ def test_every_row_is_drawn_and_none_before_its_turn(engine):
 
 def test_rows_of_a_chunk_join_at_once(engine):
     async def main():
-        with Sweep(engine, [a_row(i) for i in range(3)]) as sweep:
+        async with Sweep(engine, [a_row(i) for i in range(3)]) as sweep:
             return await finished(sweep)
 
     assert {end.slot for end in asyncio.run(main()).values()} == {0, 1, 2}
@@ -63,7 +66,7 @@ def test_another_caller_waits_for_one_picture_and_not_for_the_sweep(engine):
 
     async def main():
         waiting, over = None, []
-        with Sweep(engine, [a_row(i, steps=20) for i in range(15)]) as sweep:
+        async with Sweep(engine, [a_row(i, steps=20) for i in range(15)]) as sweep:
             async for _, event in sweep:
                 waiting = waiting or asyncio.ensure_future(other())
                 if isinstance(event, Finished):
@@ -76,7 +79,7 @@ def test_another_caller_waits_for_one_picture_and_not_for_the_sweep(engine):
 
 def test_a_sweep_that_is_left_frees_its_rows(engine):
     async def main():
-        with Sweep(engine, [a_row(i, steps=200) for i in range(9)]) as sweep:
+        async with Sweep(engine, [a_row(i, steps=200) for i in range(9)]) as sweep:
             async for _ in sweep:
                 break
 
@@ -87,7 +90,7 @@ def test_a_sweep_that_is_left_frees_its_rows(engine):
 
 def test_what_the_engine_refuses_is_raised_before_anything_has_begun(engine):
     async def main(rows):
-        with Sweep(engine, rows):
+        async with Sweep(engine, rows):
             raise AssertionError("it began")
 
     with pytest.raises(BadRow):
@@ -99,7 +102,7 @@ def test_a_full_engine_is_refused_at_the_beginning_and_waited_for_in_the_middle(
     engine = DiffusionEngine(tiny_sd, slots=2, max_waiting=2)
 
     async def main():
-        with Sweep(engine, [a_row(i) for i in range(6)]) as sweep:
+        async with Sweep(engine, [a_row(i) for i in range(6)]) as sweep:
             others = []
             ends = {}
             async for index, event in sweep:
@@ -117,8 +120,9 @@ def test_a_full_engine_is_refused_at_the_beginning_and_waited_for_in_the_middle(
     async def full():
         held = [asyncio.ensure_future(_drained(engine, a_row(i, steps=300))) for i in range(4)]
         await asyncio.sleep(0.2)
-        with pytest.raises(Full), Sweep(engine, [a_row(9)] * 2):
-            pass
+        with pytest.raises(Full):
+            async with Sweep(engine, [a_row(9)] * 2):
+                pass
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
@@ -144,7 +148,7 @@ async def _drained(engine, row):
 def test_the_time_counts_from_the_beginning_of_the_sweep(engine):
     async def main():
         rows = [replace(a_row(i, steps=200), seconds=0.4) for i in range(9)]
-        with Sweep(engine, rows) as sweep:
+        async with Sweep(engine, rows) as sweep:
             return await finished(sweep)
 
     try:
@@ -152,3 +156,88 @@ def test_the_time_counts_from_the_beginning_of_the_sweep(engine):
     except DeadlineExceeded:
         return
     assert isinstance(ends[0], Failed) and isinstance(ends[0].why, DeadlineExceeded)
+
+
+class Steady:
+    """Callers who ask again at once: whoever has no row takes the next place that comes free."""
+
+    def __init__(self, engine, callers):
+        self.engine, self.join = engine, engine._join
+        self.idle, self.drawn = list(range(callers)), []
+        engine._join = self.join_and_ask
+
+    def join_and_ask(self):
+        with self.engine._owner.wake:  # before anybody else sees the room
+            self.join()
+            with suppress(Full, Draining):
+                while self.idle:
+                    i = self.idle[0]
+                    self.engine.submit(a_row(100 + i), functools.partial(self.hear, i))
+                    self.idle.remove(i)
+
+    def hear(self, i, event):
+        if isinstance(event, LAST):
+            self.idle.append(i)
+            self.drawn.append(i)
+
+
+def test_a_sweep_beside_steady_callers_gets_its_pictures(tiny_sd):
+    """Seven callers leave one place of eight: all of a chunk at once would never fit again."""
+    engine = DiffusionEngine(tiny_sd, slots=4, max_waiting=4)
+
+    async def main():
+        rows = [replace(a_row(i), seconds=60.0) for i in range(12)]
+        async with Sweep(engine, rows) as sweep:
+            steady = Steady(engine, 7)
+            return await finished(sweep), list(steady.drawn)
+
+    try:
+        ends, drawn = asyncio.run(main())
+    finally:
+        engine.stop()
+    assert sorted(ends) == list(range(12))
+    assert all(isinstance(end, Finished) for end in ends.values())
+    assert set(drawn) == set(range(7))  # nobody else starved either
+
+
+def test_who_is_cancelled_while_rows_are_admitted_leaves_none_behind(engine):
+    submit_together, begun = engine.submit_together, threading.Event()
+
+    def slowly(rows):
+        begun.set()
+        time.sleep(0.3)
+        return submit_together(rows)
+
+    engine.submit_together = slowly
+
+    async def sweep():
+        async with Sweep(engine, [a_row(i, steps=500) for i in range(3)]) as sweep:
+            await finished(sweep)
+
+    async def main():
+        task = asyncio.ensure_future(sweep())
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())  # waits for the thread
+    assert engine.drain(2.0)
+
+
+def test_the_event_loop_goes_on_while_rows_are_admitted(engine):
+    admitted = engine._admitted
+    threads = set()
+
+    def noted(*of):
+        threads.add(threading.current_thread())
+        return admitted(*of)
+
+    engine._admitted = noted
+
+    async def main():
+        async with Sweep(engine, [a_row(i) for i in range(5)]) as sweep:
+            return await finished(sweep)
+
+    assert len(asyncio.run(main())) == 5
+    assert threading.main_thread() not in threads
