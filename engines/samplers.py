@@ -8,6 +8,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -94,12 +95,22 @@ def begin(
     if not 1 <= steps <= most:
         raise BadRow("steps", f"No picture has {steps} steps.", f"Use 1 to {most} steps.")
     try:
-        family.set_timesteps(hosted, scheduler, steps, shape)
+        # What divides by zero is found below, whatever a caller makes of numpy's warnings.
+        with np.errstate(all="ignore"):
+            family.set_timesteps(hosted, scheduler, steps, shape)
     except ValueError as refused:
         raise BadRow("steps", str(refused), "Ask for fewer steps.") from refused
+    if not _finite(scheduler):
+        raise BadRow("steps", f"No schedule has {steps} steps.", "Use 2 or more steps.")
     return Sampling(
         scheduler=scheduler,
         generator=torch.Generator().manual_seed(seed),
         timesteps=scheduler.timesteps,
         takes_generator="generator" in inspect.signature(scheduler.step).parameters,
     )
+
+
+def _finite(scheduler: Any) -> bool:
+    """Whether every noise level is a number; some schedules stretch from first to last step."""
+    levels = (scheduler.timesteps, getattr(scheduler, "sigmas", None))
+    return all(bool(np.isfinite(np.asarray(one)).all()) for one in levels if one is not None)

@@ -5,6 +5,8 @@ from engines import samplers
 from engines.errors import BadRow
 from models.clip_pipelines import SAMPLERS
 from models.errors import UnknownSampler
+from models.family import FAMILIES
+from models.loading import load
 
 SHAPE = (4, 8, 8)
 
@@ -69,3 +71,26 @@ def test_numbers_that_cannot_be_are_refused(tiny_sd, changes, param):
 def test_an_unknown_sampler_is_refused(tiny_sd):
     with pytest.raises(UnknownSampler):
         begin(tiny_sd, "no such sampler")
+
+
+def test_a_schedule_that_is_not_made_of_numbers_is_refused_before_anything_is_read(tmp_path):
+    """Qwen-Image stretches its schedule to end where it shall: of one step that is 0 / 0."""
+    family = FAMILIES["qwen_image"]
+    hosted = load("qwen", family.tiny(tmp_path / "toy"))
+    with pytest.raises(BadRow, match="1 steps") as refused:
+        begin(hosted, "flow_euler", steps=1)
+    assert (refused.value.param, refused.value.remedy) == ("steps", "Use 2 or more steps.")
+    assert begin(hosted, "flow_euler", steps=2).total == 2
+    hosted.close()
+
+
+@pytest.mark.parametrize("levels", ["timesteps", "sigmas"])
+def test_every_noise_level_must_be_finite(tiny_sd, monkeypatch, levels):
+    def spoiled(_hosted, scheduler, steps, _shape):
+        scheduler.set_timesteps(steps)
+        setattr(scheduler, levels, torch.tensor([1.0, float("inf"), 0.0]))
+
+    monkeypatch.setattr(tiny_sd.family, "set_timesteps", spoiled)
+    with pytest.raises(BadRow) as refused:
+        begin(tiny_sd, "ddim")
+    assert refused.value.param == "steps"
