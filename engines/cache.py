@@ -56,14 +56,15 @@ class Embeddings:
 
     def read(self, readings: Sequence[Reading]) -> list[Embedding | Refusal]:
         """One embedding per reading; a reading that fails is its refusal, the others stand."""
-        keys = [self.key(reading) for reading in readings]
-        known = {key: self.kept.get(key) for key in dict.fromkeys(keys)}
-        new = {k: r for k, r in zip(keys, readings, strict=True) if known[k] is None}
+        keys = [self._guarded(reading) for reading in readings]
+        known = {k: self.kept.get(k) for k in dict.fromkeys(keys) if isinstance(k, str)}
+        paired = zip(keys, readings, strict=True)
+        new = {k: r for k, r in paired if isinstance(k, str) and known[k] is None}
         fresh = dict(zip(new, self._fresh(list(new.values())), strict=True))
         for key, embedding in fresh.items():
             if isinstance(embedding, Embedding):
                 self.kept.put(key, embedding, embedding.conditioning.nbytes)
-        return [_found(known[key], fresh.get(key)) for key in keys]
+        return [k if isinstance(k, Refusal) else _found(known[k], fresh.get(k)) for k in keys]
 
     def key(self, reading: Reading) -> str:
         """SHA-256 of all that the embedding depends on."""
@@ -77,6 +78,13 @@ class Embeddings:
             "default" if reading.text is None else self.family.reading_key(hosted, reading.text),
         )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _guarded(self, reading: Reading) -> str | Refusal:
+        """Its key; a text that a family cannot even look at fails alone."""
+        try:
+            return self.key(reading)
+        except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
+            return refusal_of(broken)
 
     def _fresh(self, readings: list[Reading]) -> list[Embedding | Refusal]:
         if not self.together:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from engines.cache import Embedding, Embeddings, Reading
+from engines.errors import EngineFailed
 from models.errors import PatchNotApplied
 from models.patch import Exit, LowRank, Patch, Shift
 
@@ -100,3 +101,18 @@ def test_the_models_own_negative_is_not_the_empty_text_where_it_is_not(tiny_sdxl
     own, empty = embeddings.read([reading(None, negative=True), reading("", negative=True)])
     assert float(own.conditioning.sequence.abs().max()) == 0.0
     assert float(empty.conditioning.sequence.abs().max()) > 0.0
+
+
+def test_a_text_whose_key_cannot_be_made_fails_alone(embeddings, monkeypatch):
+    found = type(embeddings.family).reading_key
+
+    def broken(family, hosted, text):
+        if text == "bad":
+            raise KeyError(text)
+        return found(family, hosted, text)
+
+    monkeypatch.setattr(type(embeddings.family), "reading_key", broken)
+    good, bad, again = embeddings.read([reading(), reading("bad"), reading()])
+    assert isinstance(bad, EngineFailed)
+    assert isinstance(good, Embedding) and isinstance(again, Embedding)
+    assert len(embeddings.kept) == 1

@@ -263,6 +263,27 @@ def test_a_patch_that_is_not_applied_fails_its_row_alone(engines, tiny_sd, mode)
     assert good.image is not None and other.image is not None
 
 
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_a_text_that_the_family_cannot_look_at_fails_its_row_alone(
+    engines, tiny_sd, monkeypatch, mode
+):
+    found = type(tiny_sd.family).reading_key
+
+    def broken(family, hosted, text):
+        if text == "bad":
+            raise KeyError(text)
+        return found(family, hosted, text)
+
+    monkeypatch.setattr(type(tiny_sd.family), "reading_key", broken)
+    engine = engines(tiny_sd, slots=3, mode=mode)
+    go_on = held(engine)
+    bad, good = ask(engine, a_row(0, prompt="bad"), a_row(1))
+    go_on.set()
+    assert isinstance(bad.last, Failed) and isinstance(bad.last.why, EngineFailed)
+    assert good.image.any()
+    assert ask(engine, a_row(2))[0].image.any()
+
+
 def test_a_caller_that_breaks_loses_its_row_alone(engines, tiny_sd):
     engine = engines(tiny_sd, slots=2)
 
