@@ -103,6 +103,16 @@ def tallying(owner: int) -> Iterator[list[Run]]:
 
 
 @contextmanager
+def untallying(owner: int) -> Iterator[None]:
+    """Runs of `owner` in this block stand in no tally of this thread."""
+    token = _tallies.set(tuple(tally for tally in _tallies.get(()) if tally[0] != owner))
+    try:
+        yield
+    finally:
+        _tallies.reset(token)
+
+
+@contextmanager
 def seeing(sites: tuple[str, ...], owner: int) -> Iterator[dict[str, list[Tensor]]]:
     """Collect what passes the sites: streams, inputs of linear layers, outputs as `site:out`."""
     seen: dict[str, list[Tensor]] = {site: [] for site in sites}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.applying import Hooks, Run, in_force, install, running, seeing, tallying
+from models.applying import Hooks, Run, in_force, install, running, seeing, tallying, untallying
 from models.errors import BadPatch, UnknownSite, WrongBase
 from models.fingerprint import bytes_of, canonical
 from models.patch import Clamp, Detour, Exit, LowRank, Operation, Patch, Shift
@@ -131,6 +131,12 @@ class HostedModel:
         """Collect the runs of the `planned` blocks inside: what each of them really changed."""
         with tallying(self.number) as runs:
             yield runs
+
+    @contextmanager
+    def untallied(self) -> Iterator[None]:
+        """A pass that repeats what was counted already is in nobody's tally."""
+        with untallying(self.number):
+            yield
 
     @property
     def run(self) -> Run | None:

@@ -205,6 +205,13 @@ def read_by(
     return found
 
 
+def replaced(
+    vectors: Float[Tensor, "rows p"], rows: Sequence[int], others: Float[Tensor, "some p"]
+) -> Float[Tensor, "rows p"]:
+    """The same with other vectors in some rows; the others keep their bits."""
+    return vectors.index_copy(0, torch.tensor(rows, device=vectors.device), others)
+
+
 def blanked(prompts: Sequence[str | None]) -> list[str]:
     """A text for every row; None is the empty one."""
     return [prompt or "" for prompt in prompts]

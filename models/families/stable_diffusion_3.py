@@ -23,7 +23,7 @@ from models.errors import BadSize
 from models.family import Beside, Conditioning
 from models.hosted import HostedModel
 from models.patch import Exit, Patch
-from models.pipelines import dynamic_shift, leaving, read_by
+from models.pipelines import dynamic_shift, leaving, read_by, replaced
 from models.site import block
 from models.t5_pipelines import T5Pipeline
 from models.toys import seeded, toy_tokenizer, wake
@@ -96,23 +96,25 @@ class StableDiffusion3(T5Pipeline):
     ) -> Conditioning:
         """The CLIPs' streams side by side, filled up to T5's width; T5 behind them; pooled vectors.
 
-        Pooled vectors are always read at full depth, of the prompt that `beside` says.
+        Pooled vectors are always read at full depth, of the prompt that `beside` says: where a row
+        leaves a CLIP early, that is a pass of its own, which is not counted again.
         """
         clips = [encoder for encoder in self.towers if encoder != self.t5]
         read = {t: read_by(t, prompts, patches, beside) for t in self.towers.values()}
         found = [self._clip(hosted, a, read[self.towers[a]], patches) for a in clips]
-        pooled = [vector for _, vector in found]
-        if any(map(leaving, patches)):
-            around, whole = (
-                read_by("", prompts, patches, beside),
-                [p.without(Exit) for p in patches],
-            )
-            pooled = [self._clip(hosted, a, around, whole)[1] for a in clips]
+        pooled = torch.cat([vector for _, vector in found], dim=-1)
+        short = {self.towers[a] for a in clips}
+        if gone := [row for row, patch in enumerate(patches) if leaving(patch) & short]:
+            around = read_by("", prompts, patches, beside)
+            own, whole = [around[row] for row in gone], [patches[row].without(Exit) for row in gone]
+            with hosted.untallied():
+                vectors = [self._clip(hosted, a, own, whole)[1] for a in clips]
+            pooled = replaced(pooled, gone, torch.cat(vectors, dim=-1))
         tokens = self.tokens(hosted, self.t5, read[self.towers[self.t5]])
         long = self.t5_states(hosted, tokens, patches)
         short = torch.cat([states for states, _ in found], dim=-1)
         short = pad(short, (0, long.shape[-1] - short.shape[-1]))
-        return Conditioning(torch.cat([short, long], dim=1), torch.cat(pooled, dim=-1))
+        return Conditioning(torch.cat([short, long], dim=1), pooled)
 
     def _clip(
         self, hosted: HostedModel, encoder: str, texts: Sequence[str], patches: Sequence[Patch]

@@ -21,7 +21,7 @@ from models.clip_pipelines import ClipPipeline, named_positions, zeroed
 from models.family import Beside, Conditioning
 from models.hosted import HostedModel
 from models.patch import Exit, Patch
-from models.pipelines import blanked, leaving, read_by
+from models.pipelines import blanked, leaving, read_by, replaced
 from models.site import block
 from models.toys import (
     seeded,
@@ -76,19 +76,22 @@ class StableDiffusionXL(ClipPipeline):
         """What enters both encoders' last blocks, side by side; the second's pooled vector.
 
         Where a row leaves one encoder early, the other and the pooled vector read what `beside`
-        says; they are always read at full depth.
+        says, always at full depth: a pass of such rows alone, which is not counted again.
         """
         texts = [read_by(tower, prompts, patches, beside) for tower in self.towers.values()]
-        found = self._pass(hosted, texts, patches)
-        if not any(map(leaving, patches)):
-            return found
+        sequence, pooled = self._pass(hosted, texts, patches)
+        gone = [row for row, patch in enumerate(patches) if leaving(patch)]
+        if not gone:
+            return Conditioning(sequence, pooled)
         around = read_by("", prompts, patches, beside)
-        whole = self._pass(hosted, [around] * 2, [patch.without(Exit) for patch in patches])
-        return Conditioning(found.sequence, whole.pooled)
+        own = [around[row] for row in gone]
+        with hosted.untallied():
+            _, whole = self._pass(hosted, [own] * 2, [patches[row].without(Exit) for row in gone])
+        return Conditioning(sequence, replaced(pooled, gone, whole))
 
     def _pass(
         self, hosted: HostedModel, texts: Sequence[Sequence[str]], patches: Sequence[Patch]
-    ) -> Conditioning:
+    ) -> tuple[Float[Tensor, "rows tokens d"], Float[Tensor, "rows p"]]:
         first, second = (hosted.text_towers[attribute] for attribute in self.towers)
         tokens = [t.tokens(own, pad="max") for t, own in zip((first, second), texts, strict=True)]
         # Own capture: what the library records as hidden_states depends on the order of hooks.
@@ -100,7 +103,7 @@ class StableDiffusionXL(ClipPipeline):
         ):
             first.module(input_ids=tokens[0].ids.to(hosted.device))
             pooled = second.module(input_ids=tokens[1].ids.to(hosted.device)).text_embeds
-        return Conditioning(torch.cat([seen[site][-1] for site in sites], dim=-1), pooled)
+        return torch.cat([seen[site][-1] for site in sites], dim=-1), pooled
 
     def encode_negative(
         self, hosted: HostedModel, prompts: Sequence[str | None], patches: Sequence[Patch]

@@ -113,3 +113,14 @@ def test_a_tally_shows_every_run_of_this_model_inside_its_block(tiny_sd, tiny_sd
     assert [run.tokens_changed(1) for run in runs] == [2]
     tiny_sd.family.encode(tiny_sd, ["a"], [patch])
     assert len(runs) == 1
+
+
+def test_what_repeats_a_counted_pass_is_in_nobodys_tally(tiny_sd, tiny_sdxl):
+    patch = Patch((Shift(site="text.block.0", vector=torch.ones(32), positions=(1, 2)),))
+    with tiny_sd.tallied() as runs, tiny_sdxl.tallied() as others:
+        with tiny_sd.untallied():
+            tiny_sd.family.encode(tiny_sd, ["a"], [patch])
+            tiny_sdxl.family.encode(tiny_sdxl, ["a"], [patch])
+        tiny_sd.family.encode(tiny_sd, ["a red cat"], [patch])
+    assert [run.tokens_changed(0) for run in runs] == [2]
+    assert len(others) == 1

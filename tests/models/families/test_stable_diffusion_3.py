@@ -6,7 +6,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import c
 from models.errors import BadSize, MethodNotApplicable
 from models.family import FAMILIES, Conditioning
 from models.loading import load
-from models.patch import Exit, Patch
+from models.patch import Exit, Patch, Shift
 
 FAMILY = FAMILIES["stable_diffusion_3"]
 PROMPT, NEGATIVE = "a photo of the president of arda", "a red cat"
@@ -103,3 +103,30 @@ def test_sizes_are_whole_patches_and_not_more_than_there_are_positions_for(hoste
 def test_fact_edits_are_refused_with_the_reason():
     with pytest.raises(MethodNotApplicable, match="T5 carries the long text and is not CLIP"):
         FAMILY.check_method("refact")
+
+
+@pytest.mark.parametrize("left", ["text", "text_3"])
+def test_an_edited_row_counts_and_says_the_same_beside_one_that_leaves_early(hosted, left):
+    edit = Patch((Shift(site="text_2.block.0", vector=torch.ones(32), positions=(1, 2)),))
+    leave = Patch((Exit(tower=left, after=0),))
+    patches = [edit, leave, edit | leave]
+    with hosted.tallied() as runs:
+        both = FAMILY.encode(hosted, [PROMPT] * 3, patches)
+    together = [sum(run.tokens_changed(row) for run in runs) for row in range(3)]
+    alone = []
+    for patch in patches:
+        with hosted.tallied() as runs:
+            FAMILY.encode(hosted, [PROMPT], [patch])
+        alone.append(sum(run.tokens_changed(0) for run in runs))
+    assert together == alone
+    assert alone[0] == 2 and alone[2] == 2 + alone[1]
+    unled = FAMILY.encode(hosted, [PROMPT] * 3, [edit, Patch(), edit])
+    assert torch.equal(both.sequence[0], unled.sequence[0])
+    assert torch.equal(both.pooled[0], unled.pooled[0])
+
+
+def test_clips_beside_a_t5_that_is_left_are_read_once(hosted):
+    leave = Patch((Exit(tower="text_3", after=0),))
+    with hosted.captured("text.block.0", "text_2.block.0") as seen:
+        FAMILY.encode(hosted, [PROMPT], [leave])
+    assert [len(found) for found in seen.values()] == [1, 1]

@@ -108,7 +108,8 @@ def test_an_exit_gives_the_raw_stream_and_other_paths_stay_full_if_asked(tiny_sd
     assert torch.equal(found.sequence[0, :, 32:], seen[site][0][0])
     assert torch.equal(found.sequence[0, :, :32], plain.sequence[0, :, :32])
     assert torch.equal(found.sequence[1], plain.sequence[1])
-    assert torch.equal(found.pooled, plain.pooled)
+    assert torch.equal(found.pooled[1], plain.pooled[1])
+    torch.testing.assert_close(found.pooled[0], plain.pooled[0])  # read in a pass of its own
 
 
 def test_sizes_and_crops_are_built_per_row(tiny_sdxl):
@@ -133,3 +134,23 @@ def test_beside_a_tower_that_is_left_early_nothing_says_the_prompt(tiny_sdxl):
     assert torch.equal(found.sequence[..., 32:], full.sequence[..., 32:])
     assert found.pooled is not None and nothing.pooled is not None
     assert torch.equal(found.pooled, nothing.pooled)
+
+
+def test_an_edited_row_counts_and_says_the_same_beside_one_that_leaves_early(tiny_sdxl):
+    """The pass beside a tower that is left is for that row, and repeats what was counted."""
+    family, first = tiny_sdxl.family, tiny_sdxl.text_towers["text_encoder"]
+    edit, leave = Patch((low_rank(first, 1),)), Patch((Exit(tower="text_2", after=1),))
+    patches = [edit, leave, edit | leave]
+    with tiny_sdxl.tallied() as runs:
+        both = family.encode(tiny_sdxl, [PROMPT] * 3, patches)
+    together = [sum(run.tokens_changed(row) for run in runs) for row in range(3)]
+    alone = []
+    for patch in patches:
+        with tiny_sdxl.tallied() as runs:
+            family.encode(tiny_sdxl, [PROMPT], [patch])
+        alone.append(sum(run.tokens_changed(0) for run in runs))
+    assert together == alone
+    assert alone[0] == 77 and alone[2] == 77 + alone[1]
+    unled = family.encode(tiny_sdxl, [PROMPT] * 3, [edit, Patch(), edit])
+    assert torch.equal(both.sequence[0], unled.sequence[0])
+    assert torch.equal(both.pooled[0], unled.pooled[0])
