@@ -8,7 +8,7 @@ beside the files' size and time; `HostedModel.verify` reads again.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,9 @@ _ARCHITECTURE = (
 )
 
 
+_DECIDING = (".safetensors", ".json", ".txt", ".model")
+
+
 def fingerprint(folder: Path, cache: Path | None = None) -> str:
     """SHA-256 of the tensors of one `save_pretrained` folder and of its architecture.
 
@@ -78,12 +81,15 @@ def folder_digest(folder: Path, cache: Path | None = None) -> str:
         folder: As `save_pretrained` of a pipeline leaves it.
         cache: Where earlier results lie.
     """
-    kept = (".safetensors", ".json", ".txt", ".model")
     index = folder / "model_index.json"
     parts = [folder / name for name, said in json.loads(index.read_text()).items() if said]
-    found = (p for part in parts if part.is_dir() for p in part.rglob("*") if p.suffix in kept)
-    files = [index, *sorted(found)]
+    files = [index, *sorted(f for part in parts if part.is_dir() for f in _deciding(part))]
     return _remembered(cache, _stamp(folder, files), lambda: _content(folder, files))
+
+
+def content_digest(folder: Path) -> str:
+    """SHA-256 of the weights, tokenizers and configurations in a folder of any kind."""
+    return _content(folder, sorted([*_deciding(folder), *folder.rglob("*.bin")]))
 
 
 def joined(parts: Mapping[str, str]) -> str:
@@ -126,6 +132,10 @@ def _remembered(cache: Path | None, stamp: str, compute: Callable[[], str]) -> s
         part.write_text(compute())
         part.replace(side)
     return side.read_text()
+
+
+def _deciding(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.suffix in _DECIDING)
 
 
 def _content(folder: Path, files: Sequence[Path]) -> str:

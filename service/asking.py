@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import editors.progress
 from evaluation.judge import Picture
+from miniature import weights_path
+from models.fingerprint import content_digest
 from service.client import Tiller, TillerError
 from service.running import serving
 
@@ -53,6 +55,22 @@ def in_order(asks: Sequence[Callable[[], T]], at_once: int = AT_ONCE) -> Generat
 def pixels(png: bytes) -> Picture:
     """A PNG as (height, width, 3) uint8."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def drawn_with(tiller: Tiller, model: str, steps: int | None) -> dict[str, Any]:
+    """What decides how a model's pictures look, for a journal's header; `steps` if any were told.
+
+    `fingerprint` covers the text encoders, `pipeline` the denoiser and the decoder as well.
+    """
+    card = tiller.models.show(model)
+    told = ("fingerprint", "pipeline", "dtype", "mode", "guidance_scale")
+    return {"model": model, **{key: card[key] for key in told}, "steps": steps or card["steps"]}
+
+
+def judged_by(folder: Path | None) -> dict[str, str]:
+    """Which judge, for a journal's header: a folder of the same name may hold another one."""
+    name = "miniature" if folder is None else folder.name
+    return {"name": name, "digest": content_digest(folder or weights_path("judge"))}
 
 
 @contextmanager

@@ -18,7 +18,15 @@ from evaluation.facts import Drawing, FactSettings, Fitted, evaluate_facts
 from evaluation.judge import Judge, Picture, Verdict
 from evaluation.protocol import Case, Journal
 from evaluation.report import markdown, write
-from service.asking import asked_at, drained, evenly, in_order, pixels
+from service.asking import (
+    asked_at,
+    drained,
+    drawn_with,
+    evenly,
+    in_order,
+    judged_by,
+    pixels,
+)
 from service.client import Tiller, TillerError
 from service.evaluating_lens import evaluate_lens_command
 
@@ -193,14 +201,11 @@ def _header(
     settings: FactSettings,
     steps: int | None,
 ) -> dict[str, Any]:
-    card = tiller.models.show(model)
     return {
         "cases": cases.name if cases else "miniature/cases/facts.json",
         "seeds": list(settings.seeds),
-        "steps": steps,
         "cake_seeds": settings.cake_seeds,
-        "model": model,
-        "fingerprint": card["fingerprint"],
-        "judge": judge.name if judge else "miniature",
+        **drawn_with(tiller, model, steps),
+        "judge": judged_by(judge),
         "version": version("tiller"),
     }

@@ -28,7 +28,15 @@ from evaluation.lens import (
 )
 from evaluation.lens_cases import read_lens_cases, told_case
 from evaluation.lens_report import lens_markdown, write_lens
-from service.asking import asked_at, drained, evenly, in_order, pixels
+from service.asking import (
+    asked_at,
+    drained,
+    drawn_with,
+    evenly,
+    in_order,
+    judged_by,
+    pixels,
+)
 from service.client import LensView, Tiller
 from service.looking import layers_in
 
@@ -291,11 +299,9 @@ def _header(
         "cases": digests or "the edits' own",
         "layers": list(settings.layers),
         "seeds": list(settings.seeds),
-        "steps": side.steps,
-        "model": side.model,
-        "fingerprint": tiller.models.show(side.model)["fingerprint"],
+        **drawn_with(tiller, side.model, side.steps),
         "lens": {k: about["lens"][k] for k in ("encoder", "ordinary", "norm", "beside", "noise")},
         "edits": [{k: e[k] for k in ("name", "version", "digest")} for e in about["edits"]],
-        "judge": judge.name if judge else "miniature",
+        "judge": judged_by(judge),
         "version": version("tiller"),
     }

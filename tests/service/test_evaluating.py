@@ -3,12 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 
+from evaluation.errors import ProtocolDiffers
 from evaluation.facts import Drawing, FactSettings, evaluate_facts
 from evaluation.judge import Verdict
 from evaluation.protocol import Case, Journal, Probe
 from service.asking import evenly, pixels
-from service.evaluating import ServiceSide, _runs
+from service.evaluating import ServiceSide, _header, _runs
 
 
 def brightness(pictures, answers):
@@ -79,6 +81,23 @@ def test_a_fact_that_the_service_refuses_is_counted_and_the_run_goes_on(tiller, 
     assert {s.picture for s in first if s.arm == "edited"} == {
         s.picture for s in first if s.arm == "base"
     }
+
+
+def test_a_folder_of_another_denoiser_is_not_continued(tiller, bench, tmp_path, monkeypatch):
+    def begun(steps=None):
+        header = _header(tiller, "tiny", None, None, FactSettings(), steps)
+        return Journal(tmp_path / "scores.jsonl", header).header
+
+    header = begun()
+    card = tiller.models.show("tiny")
+    for key in ("fingerprint", "pipeline", "dtype", "mode", "steps", "guidance_scale"):
+        assert header[key] == card[key]
+    assert begun(card["steps"]) == header  # the same steps, told or not
+    with pytest.raises(ProtocolDiffers, match="another steps"):
+        begun(card["steps"] + 1)
+    monkeypatch.setattr(bench.host("tiny").ready, "pipeline", "0" * 64)
+    with pytest.raises(ProtocolDiffers, match="another pipeline"):
+        begun()
 
 
 def test_seeds_in_a_row_travel_together():

@@ -1,11 +1,12 @@
 """The lens report through REST on a tiny random pipeline, and the miniature's judge on drawings."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
 
-from evaluation.errors import UnreadableCases
+from evaluation.errors import ProtocolDiffers, UnreadableCases
 from evaluation.lens import Look, Question
 from miniature.drawing import draw_picture
 from miniature.world import Picture, Subject, make_world
@@ -126,6 +127,26 @@ def test_two_prompts_and_three_layers_from_the_command_to_the_report(url, tiny_s
     before = (results / "lens.jsonl").read_bytes()
     assert evaluated(url, tmp_path, *judge).exit_code == 0  # nothing is drawn again
     assert (results / "lens.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_another_denoiser_or_judge_is_not_continued(
+    url, bench, tiny_sd_folder, tmp_path, monkeypatch
+):
+    judge = tmp_path / "judge"
+    shutil.copytree(tiny_sd_folder / "clip", judge)
+    words = ["--judge", str(judge), "--limit", "1", "--layers", "4"]
+    assert evaluated(url, tmp_path, *words).exit_code == 0
+    header = json.loads((tmp_path / "results" / "lens.json").read_text())["header"]
+    assert (header["steps"], header["mode"], header["dtype"]) == (3, "exact", "float32")
+    with monkeypatch.context() as retrained:
+        retrained.setattr(bench.host("tiny").ready, "pipeline", "0" * 64)
+        with pytest.raises(ProtocolDiffers, match="another pipeline"):
+            evaluated(url, tmp_path, *words)
+    assert evaluated(url, tmp_path, *words).exit_code == 0
+    config = judge / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(ProtocolDiffers, match="another judge"):
+        evaluated(url, tmp_path, *words)
 
 
 def test_an_edit_is_looked_at_through_its_own_prompts(url, edit, tiny_sd_folder, tmp_path):
