@@ -83,6 +83,7 @@ class RemoteHost:
     def __init__(self, model: Model, handle: Any) -> None:
         self.model, self.name, self.handle = model, model.name, handle
         self._card: Mapping[str, Any] | None = None
+        self._lenses: dict[str | None, Lens] = {}
 
     async def card(self) -> Mapping[str, Any]:
         """As `Host`; asked once, then remembered."""
@@ -95,8 +96,10 @@ class RemoteHost:
         return self._drawing(order)
 
     async def lens(self, encoder: str | None) -> Lens:
-        """As `Host`."""
-        return await self._ask("lens", encoder)
+        """As `Host`; asked once per encoder that there is, then remembered."""
+        if encoder not in self._lenses:
+            self._lenses[encoder] = await self._soon("lens", encoder)
+        return self._lenses[encoder]
 
     def look(self, order: LensOrder) -> AsyncIterator[HostEvent]:
         """As `Host`."""
@@ -131,10 +134,10 @@ class RemoteHost:
         """As `Host`."""
         return await self._soon("load")
 
-    async def _soon(self, method: str) -> Mapping[str, Any]:
+    async def _soon(self, method: str, *arguments: Any) -> Any:
         try:
             async with asyncio.timeout(_CARD_SECONDS):
-                return await self._ask(method)
+                return await self._ask(method, *arguments)
         except TimeoutError:
             raise NotReady(self.name) from None
 
