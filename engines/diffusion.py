@@ -5,8 +5,9 @@ edits, seeds, samplers, guidance and step counts share each denoiser call. Each 
 scheduler object and CPU generator. `exact` keeps one batch width and each row its slot, so that a
 picture is the same to the bit alone and in a busy batch; `fast` packs the rows that are there.
 
-Covered: families whose guidance adds a second conditioning. Not covered: guidance that is embedded
-(distilled consistency UNets with `time_cond_proj_dim`), step caches, which look at the batch.
+Covered: guidance by a second conditioning beside the row, and a scale that the denoiser reads as an
+input (FLUX.1 dev). Not covered: a scale that a UNet embeds in its time (`time_cond_proj_dim` of
+distilled consistency models), step caches, which look at the batch.
 """
 
 import asyncio
@@ -355,7 +356,8 @@ class DiffusionEngine:
         rows = self._rows.setdefault(key, [])
         taken = {row.slot for row in rows}
         hosted, draw = self.hosted, ticket.request.draw
-        latents = ticket.sampling.noise(ticket.shape, hosted.dtype, hosted.device, draw)
+        dtype = self.family.latents_dtype(hosted)
+        latents = ticket.sampling.noise(ticket.shape, dtype, hosted.device, draw)
         rows.append(
             _Row(
                 ticket=ticket,
@@ -411,7 +413,8 @@ class DiffusionEngine:
         alone = said[place.prompt : place.prompt + 1]
         if place.negative is None:
             return alone
-        scale = alone.new_full((1, 1, 1, 1), row.ticket.request.guidance)
+        # Without a dimension it is not rounded to the latents' dtype: 3.3 stays 3.3 in bfloat16.
+        scale = torch.tensor(row.ticket.request.guidance, dtype=torch.float32)
         return self.family.guide(alone, said[place.negative : place.negative + 1], scale)
 
     def _advance(self, row: _Row, said: Float[Tensor, "1 c h w"]) -> bool:

@@ -252,13 +252,17 @@ class TextToImage(Family):
         """Set a row's fresh scheduler to so many steps for latents of that shape."""
         scheduler.set_timesteps(steps)
 
+    def latents_dtype(self, hosted: HostedModel) -> torch.dtype:
+        """Of a row's latents between its steps; most pipelines keep them as the model computes."""
+        return hosted.dtype
+
     def reading_key(self, hosted: HostedModel, text: str) -> str:  # noqa: ARG002
         """What of a text an embedding depends on: the text itself, or the ids it becomes."""
         return f"text:{text}"
 
     def guide(self, conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
-        """Classifier-free guidance, `guidance` (rows, 1, 1, 1)."""
-        return unconditional + guidance * (conditional - unconditional)
+        """Classifier-free guidance, `guidance` (rows, 1, 1, 1) or one number for all rows."""
+        return unconditional + (conditional - unconditional) * guidance
 
     @abstractmethod
     def decode(self, hosted: HostedModel, latents: Tensor) -> Float[Tensor, "rows 3 height width"]:

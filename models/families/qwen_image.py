@@ -138,7 +138,8 @@ class QwenImage(LanguagePipeline):
         frames = latents[:, :, None].to(vae.dtype)
         stated = (vae.config.latents_mean, vae.config.latents_std)
         mean, spread = (torch.tensor(v).view(1, -1, 1, 1, 1).to(frames) for v in stated)
-        images = vae.decode(frames * spread + mean).sample[:, :, 0]
+        # Twice a reciprocal, as the stock pipeline rounds it in bfloat16.
+        images = vae.decode(frames / (1.0 / spread) + mean).sample[:, :, 0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def multiple(self, hosted: HostedModel) -> int:

@@ -97,15 +97,22 @@ class Sana(LanguagePipeline):
         timesteps: Tensor,
         conditioning: Conditioning,
     ) -> Float[Tensor, "rows c h w"]:
-        """One call of the transformer; a variance that it may predict as well is left out."""
+        """One call of the transformer; a variance that it may predict as well is left out.
+
+        Only what the transformer reads is cast: latents and guidance stay in float32.
+        """
         transformer = hosted.modules["transformer"]
         said = transformer(
-            latents,
+            latents.to(hosted.dtype),
             encoder_hidden_states=conditioning.sequence,
             encoder_attention_mask=conditioning.mask,
             timestep=timesteps * transformer.config.timestep_scale,
         ).sample
-        return said[:, : latents.shape[1]]
+        return said[:, : latents.shape[1]].float()
+
+    def latents_dtype(self, hosted: HostedModel) -> torch.dtype:  # noqa: ARG002
+        """As in the stock pipeline, whatever the model computes in."""
+        return torch.float32
 
     def multiple(self, hosted: HostedModel) -> int:
         """Whole patches, and what the stock pipeline accepts."""
