@@ -18,6 +18,9 @@ from torch import Tensor
 
 from models.errors import NotSafetensors
 
+_ALGORITHM = 2
+"""Part of every stamp: raise it whenever a value below is computed in another way."""
+
 # What in a configuration says which function the weights compute; the rest is bookkeeping.
 _ARCHITECTURE = (
     "attn_logit_softcapping",
@@ -172,4 +175,4 @@ def _stamp(folder: Path, files: Sequence[Path]) -> str:
     marks = [
         (f.relative_to(folder).as_posix(), f.stat().st_size, f.stat().st_mtime_ns) for f in files
     ]
-    return hashlib.sha256(repr((str(folder.resolve()), marks)).encode()).hexdigest()
+    return hashlib.sha256(repr((_ALGORITHM, str(folder.resolve()), marks)).encode()).hexdigest()

@@ -109,3 +109,16 @@ def test_the_whole_folder_is_another_if_only_its_denoiser_or_its_scheduler_is(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     assert folder_digest(here, tmp_path / "cache") not in {before, other}
     assert fingerprint(here / "text_encoder") == fingerprint(tiny_sd_folder / "text_encoder")
+
+
+@pytest.mark.parametrize("digest", [fingerprint, folder_digest])
+def test_what_an_older_algorithm_left_in_the_cache_is_not_served(
+    tiny_sd_folder, tmp_path, monkeypatch, digest
+):
+    folder = tiny_sd_folder / "text_encoder" if digest is fingerprint else tiny_sd_folder
+    wanted = digest(folder, tmp_path)
+    [side] = tmp_path.iterdir()
+    side.write_text("of an older algorithm")
+    assert digest(folder, tmp_path) == "of an older algorithm"
+    monkeypatch.setattr("models.fingerprint._ALGORITHM", 10**6)
+    assert digest(folder, tmp_path) == wanted
