@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.errors import BadSize, NotSafetensors, UnknownSampler
+from models.errors import BadSize, NotSafetensors, UnknownSampler, UnsupportedFamily
 from models.family import Beside, LoadOptions, TextToImage
 from models.fingerprint import canonical, fingerprint, joined
 from models.hosted import HostedModel
@@ -67,13 +68,12 @@ class Pipeline(TextToImage):
         """Host the pipeline of the folder.
 
         Raises:
+            UnsupportedFamily: A part that its pipeline may lack is not there.
             NotSafetensors: A part has pickled weights only.
             WrongBase: The full CLIP beside it has another text tower.
         """
         parts = [a for a in (*self.towers, self.denoiser, self.coder) if a is not None]
-        for part in parts:
-            if not any((folder / part).glob("*.safetensors")):
-                raise NotSafetensors(str(folder / part))
+        self._check_parts(folder, parts)
         pipeline = self.pipeline.from_pretrained(
             folder, dtype=options.dtype, use_safetensors=True, **self.left_out()
         )
@@ -101,6 +101,16 @@ class Pipeline(TextToImage):
             defaults=options.defaults,
             reread=lambda: joined({a: fingerprint(folder / a) for a in self.towers}),
         )
+
+    def _check_parts(self, folder: Path, parts: Sequence[str]) -> None:
+        index = folder / "model_index.json"
+        stated = json.loads(index.read_text()) if index.exists() else dict.fromkeys(parts, "?")
+        for part in parts:
+            if not any(stated.get(part) or ()):
+                whole = f"{self.title} saved with its {part}"
+                raise UnsupportedFamily(f"{self.title} without its {part}", whole)
+            if not any((folder / part).glob("*.safetensors")):
+                raise NotSafetensors(str(folder / part))
 
     def left_out(self) -> dict[str, Any]:
         """Components of the pipeline that are not loaded."""
@@ -228,10 +238,11 @@ def unscaled(latents: Tensor, config: Any) -> Tensor:
 
 
 def dynamic_shift(config: Any, tokens: int) -> float:
-    """How far a flow's schedule is shifted for a picture of so many tokens."""
-    first, last = config["base_image_seq_len"], config["max_image_seq_len"]
-    slope = (config["max_shift"] - config["base_shift"]) / (last - first)
-    return tokens * slope + (config["base_shift"] - slope * first)
+    """How far a flow's schedule is shifted for a picture of so many tokens, as the library does."""
+    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (most - least) / (last - first)
+    return tokens * slope + (least - slope * first)
 
 
 def _linears(attribute: str, module: nn.Module) -> dict[str, nn.Module]:

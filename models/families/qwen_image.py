@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline, calculate_shift
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from jaxtyping import Float
 from torch import Tensor
 
-from models.family import Beside, Conditioning
+from models.errors import UnknownSetting
+from models.family import Beside, Conditioning, LoadOptions
 from models.hosted import HostedModel
 from models.lm_encoder import LanguagePipeline, Window
 from models.patch import Patch
+from models.pipelines import dynamic_shift
 from models.toys import seeded
 from models.toys_lm import (
     toy_qwen,
@@ -32,6 +34,8 @@ from models.toys_lm import (
 
 _READ = 512
 """Tokens that the denoiser reads, unless the model's `tiller.json` says otherwise."""
+_LEAST, _MOST = 16, 1024
+"""Bounds of that setting: some words and the template's end, and what the stock pipeline takes."""
 _NEGATIVE = " "
 
 
@@ -44,6 +48,19 @@ class QwenImage(LanguagePipeline):
     pipeline = QwenImagePipeline
     samplers = ("flow_euler",)
     default_steps, default_guidance = 50, 4.0
+
+    def load(self, name: str, folder: Path, options: LoadOptions) -> HostedModel:
+        """Host the pipeline of the folder.
+
+        Raises:
+            UnknownSetting: Its `tiller.json` states no such number of tokens.
+            UnsupportedFamily, NotSafetensors: As every pipeline.
+        """
+        read = options.defaults.get("text_tokens", _READ)
+        if type(read) is not int or not _LEAST <= read <= _MOST:
+            known = f"a whole number from {_LEAST} to {_MOST}"
+            raise UnknownSetting("text_tokens", str(read), known)
+        return super().load(name, folder, options)
 
     def stack(self, encoder: Any) -> Any:
         """The language model alone: no vision tower, no head over the vocabulary."""
@@ -120,14 +137,8 @@ class QwenImage(LanguagePipeline):
         shape: tuple[int, int, int],
     ) -> None:
         """Evenly, then shifted by how many tokens the picture has."""
-        config, tokens = scheduler.config, shape[1] // 2 * (shape[2] // 2)
-        mu = calculate_shift(
-            tokens,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
+        tokens = shape[1] // 2 * (shape[2] // 2)
+        mu = dynamic_shift(scheduler.config, tokens)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
         scheduler.set_begin_index(0)
 

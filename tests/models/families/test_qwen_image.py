@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 
-from models.errors import BadSize, PromptTooLong, UnknownSampler
+from models.errors import BadSize, PromptTooLong, UnknownSampler, UnknownSetting
 from models.families.qwen_image import packed, unpacked
 from models.family import FAMILIES, Conditioning
 from models.fingerprint import fingerprint
@@ -136,6 +136,17 @@ def test_the_models_own_file_says_how_many_tokens_are_read(short, hosted, stock)
         family.check_prompt(short, text)
     theirs = drawn_by_stock(stock, short, negative=" ")
     assert float((drawn(short) - theirs).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("stated", ["0", "15", "1025", "-4", "true", '"512"', "64.0", "null"])
+def test_a_number_of_tokens_that_cannot_be_read_is_refused_when_the_model_is_loaded(
+    folder, tmp_path, stated
+):
+    here = shutil.copytree(folder, tmp_path / "here")
+    (here / "tiller.json").write_text(f'{{"text_tokens": {stated}}}')
+    with pytest.raises(UnknownSetting, match="text_tokens") as refused:
+        load("unreadable", here)
+    assert "16 to 1024" in refused.value.remedy
 
 
 def test_the_template_is_dropped_up_to_the_prompt(hosted):

@@ -1,9 +1,12 @@
+import json
+import shutil
+
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
-from models.errors import BadSize, MethodNotApplicable
+from models.errors import BadSize, MethodNotApplicable, UnsupportedFamily
 from models.family import FAMILIES, Conditioning
 from models.loading import load
 from models.patch import Exit, Patch, Shift
@@ -130,3 +133,18 @@ def test_clips_beside_a_t5_that_is_left_are_read_once(hosted):
     with hosted.captured("text.block.0", "text_2.block.0") as seen:
         FAMILY.encode(hosted, [PROMPT], [leave])
     assert [len(found) for found in seen.values()] == [1, 1]
+
+
+@pytest.mark.parametrize("said", [[None, None], None, "nothing"])
+def test_a_pipeline_saved_without_its_t5_is_refused_as_such(hosted, tmp_path, said):
+    here = shutil.copytree(hosted.path, tmp_path / "here")
+    shutil.rmtree(here / "text_encoder_3")
+    index = here / "model_index.json"
+    stated = json.loads(index.read_text())
+    stated.pop("text_encoder_3")
+    index.write_text(
+        json.dumps(stated if said == "nothing" else {**stated, "text_encoder_3": said})
+    )
+    with pytest.raises(UnsupportedFamily, match="without its text_encoder_3") as refused:
+        load("t5-less", here)
+    assert "saved with its text_encoder_3" in refused.value.remedy
