@@ -42,7 +42,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw a sheet; pictures are scaled until their longer side has `side` pixels.
 
-    Small ones are enlarged without smoothing. What is too long for its place ends in dots.
+    What is too long for its place ends in dots.
 
     Args:
         title: Stands over everything.
@@ -79,10 +79,9 @@ def _cell(
     if cell.picture is None:
         return
     x, y = at
-    smooth = Image.Resampling.NEAREST if min(cell.picture.shape[:2]) < side else None
     height, width = (round(n * side / max(cell.picture.shape[:2])) for n in cell.picture.shape[:2])
     fitted = max(1, width), max(1, height)
-    small = Image.fromarray(cell.picture).resize(fitted, smooth or Image.Resampling.LANCZOS)
+    small = Image.fromarray(cell.picture).resize(fitted, Image.Resampling.LANCZOS)
     sheet.paste(small, at)
     colour = FAINT if cell.good is None else GOOD if cell.good else BAD
     if cell.good is not None:

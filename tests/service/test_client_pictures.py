@@ -11,8 +11,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
+from evaluation.sheet import GAP, MARGIN
 from service.cli import app
 from service.client import AsyncTiller, Tiller, TillerError
+from service.comparing import SMALLEST
 from service.errors import NoRecipe, OtherWeights
 from service.recipe import KEY, Recipe
 
@@ -30,6 +32,33 @@ def rewritten(png, **changes):
     chunks.add_itxt(KEY, json.dumps(told))
     Image.open(io.BytesIO(png)).save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
+
+
+SIDE, LABELS = SMALLEST, 190
+"""Of a small picture on a sheet, and the width of what stands beside a strip."""
+
+
+def enlarged(png):
+    """A picture as it stands on a sheet."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS).tobytes()
+
+
+def cells_of(png, *, strips, columns):
+    """The pictures on a sheet, strip by strip; every strip has a label, every column a heading."""
+    sheet = Image.open(io.BytesIO(png)).convert("RGB")
+    left = MARGIN + LABELS
+    below = sheet.height - MARGIN - strips * (SIDE + 15 + GAP)
+    for x in range(left, sheet.width - 2 * MARGIN, SIDE + GAP):
+        assert len(sheet.crop((x, below - 19, x + SIDE, below)).getcolors()) > 1, "no heading"
+    found = []
+    for top in range(below, sheet.height - MARGIN, SIDE + 15 + GAP):
+        assert len(sheet.crop((MARGIN, top, left - GAP, top + SIDE)).getcolors()) > 1, "no label"
+        places = [(left + i * (SIDE + GAP), top) for i in range(columns)]
+        boxes = [(x, y, x + SIDE, y + SIDE) for x, y in places]
+        found.append([sheet.crop(box).tobytes() for box in boxes])
+    assert sheet.width == left + columns * (SIDE + GAP) + MARGIN
+    return found
 
 
 class Crowd:
@@ -242,7 +271,8 @@ def test_a_comparison_has_the_same_seeds_in_every_strip(tiller, edit):
     assert len(seeds) == 1 and len(next(iter(seeds))) == 3
     shown = {tuple(pixels(p.png) for p in of) for of in compared.pictures.values()}
     assert len(shown) == 3
-    assert Image.open(io.BytesIO(compared.sheet)).width > 3 * 128
+    on_sheet = cells_of(compared.sheet, strips=3, columns=3)
+    assert on_sheet == [[enlarged(p.png) for p in of] for of in compared.pictures.values()]
 
 
 def test_what_is_compared_comes_on_top_of_the_edits_that_all_have(tiller, edit, url, fitted):
@@ -317,11 +347,16 @@ def test_from_and_a_prompt_do_not_mix(run, tmp_path, words):
     assert file.read_bytes() == before
 
 
-def test_compare_writes_one_labelled_sheet(run, tmp_path, edit):
+def test_compare_writes_one_labelled_sheet(run, tmp_path, edit, tiller):
     sheet = tmp_path / "sheet.png"
     asked = ("-m", MODEL, "-n", 3, "--seed", 5, "-o", sheet)
     made = run(PROMPT, "--compare", f"{edit}@live", "--compare", f"{edit}@1", *asked)
     assert made.exit_code == 0, made.output
     assert f"with {edit}@live = {edit}@1" in " ".join(made.output.split())
-    assert Image.open(io.BytesIO(sheet.read_bytes())).height > 3 * 128
+    without, live, first = cells_of(sheet.read_bytes(), strips=3, columns=3)
+    ordinary = tiller.images.generate(PROMPT, model=MODEL, n=3, seed=5)
+    assert without == [enlarged(p.png) for p in ordinary]
+    assert live == first
+    assert not set(live) & set(without)
+    assert len(set(live)) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]

@@ -22,7 +22,7 @@ from service import running
 pytestmark = pytest.mark.cluster
 
 MODEL, PROMPT, SLOTS, WAITING = "tiny", "the king of the sea", 2, 2
-PATH = "/v1/images/generations"
+PATH, LENS = "/v1/images/generations", "/v1/images/lens"
 CONFIG = """
 [server]
 drain_seconds = 60
@@ -160,6 +160,48 @@ def test_a_client_that_leaves_frees_its_row(cluster_url, stream):
     freed = time.monotonic() - left
     whole = drawn(cluster_url, steps=200).json()["tiller"]["images"][0]["seconds"]
     assert freed < whole / 2
+
+
+def looked(url, **changes):
+    return httpx2.post(url + LENS, json=body(steps=2, **changes), timeout=120)
+
+
+def test_a_sweep_over_all_layers_is_drawn_and_its_sheet(cluster_url):
+    answer = looked(cluster_url)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    ordinary = told["tiller"]["lens"]["ordinary"]
+    assert [picture["layer"] for picture in told["data"]] == list(range(ordinary + 1))
+    assert len({picture["b64_json"] for picture in told["data"]}) == ordinary + 1
+    assert shown(told["sheet"]["b64_json"])[0] > 128 * (ordinary + 1)
+    refused = looked(cluster_url, encoder="text_9")
+    assert 400 <= refused.status_code < 500
+    assert "text" in refused.json()["error"]["message"]
+
+
+def test_a_streamed_sweep_tells_each_picture_and_the_sheet(cluster_url):
+    whole = looked(cluster_url, layers=[0, 1]).json()
+    lines = looked(cluster_url, layers=[0, 1], stream=True).text.splitlines()
+    said = [x.removeprefix("data: ") for x in lines if x.startswith("data: ")]
+    assert said[-1] == "[DONE]"
+    events = [json.loads(x) for x in said[:-1]]
+    assert events[0]["type"] == "tiller.applied"
+    assert events[-1]["type"] == "lens.sheet"
+    pictures = {e["layer"]: e["b64_json"] for e in events if e["type"] == "lens.picture"}
+    assert pictures == {p["layer"]: p["b64_json"] for p in whole["data"]}
+
+
+def test_a_client_that_leaves_a_streamed_sweep_frees_its_rows(cluster_url):
+    wait_until(lambda: active(cluster_url) == 0)
+    asked = body(steps=200, stream=True)
+    with httpx2.stream("POST", cluster_url + LENS, json=asked, timeout=60) as answer:
+        assert answer.status_code == 200
+        wait_until(lambda: active(cluster_url) == SLOTS)
+    left = time.monotonic()
+    wait_until(lambda: active(cluster_url) == 0)
+    freed = time.monotonic() - left
+    whole = drawn(cluster_url, steps=200).json()["tiller"]["images"][0]["seconds"]
+    assert freed < 2 * whole  # and not the whole sweep, five pictures two at a time
 
 
 def test_on_sigterm_the_row_in_flight_is_finished_and_nothing_is_left(started):
