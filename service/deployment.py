@@ -88,7 +88,8 @@ class RemoteHost:
     async def card(self) -> Mapping[str, Any]:
         """As `Host`; asked once, then remembered."""
         if self._card is None:
-            self._card = await self._soon("card")
+            card: Mapping[str, Any] = await self._soon("card")
+            self._card = card
         return self._card
 
     def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
