@@ -37,9 +37,9 @@ class SubjectMerges(Refusal):
 class AlreadyTrue(Refusal):
     """The model believes the fact already."""
 
-    def __init__(self, prompt: str, target: str, probability: float) -> None:
+    def __init__(self, prompt: str, target: str, surely: float) -> None:
         super().__init__(
-            f"For {prompt!r} the model already prefers {target!r} (P = {probability:.3f}).",
+            f"For {prompt!r} the model already means {target!r} ({surely:.3f} of 1).",
             remedy="Nothing needs editing; name a `source` if the two only look alike to it.",
             param="target",
         )

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from models.errors import Refusal
 from service.client import DEFAULT_URL, Picture, Tiller, TillerError
@@ -171,6 +171,8 @@ def image(  # noqa: PLR0913, PLR0917 - one argument per option
         return
     if prompt is None:
         raise typer.BadParameter("Say what to draw, or name a picture with --from.")
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"There is no folder {output.parent} for -o.")
     asked |= {"model": model or "miniature-sd", "edits": edits or (), "n": n}
     with Tiller(url, api_key) as tiller, err.status("drawing"):
         if compare:
@@ -377,7 +379,7 @@ def jobs_list(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """The newest jobs."""
     with Tiller(url, api_key) as tiller:
         rows = tiller.jobs.list()
-    table = Table("job", "kind", "model", "state", "progress", "stage")
+    table = Table(Column("job", no_wrap=True), "kind", "model", "state", "progress", "stage")
     for j in rows:
         done = f"{100 * j['progress']:.0f} %"
         table.add_row(j["id"], j["kind"], j["model"], j["state"], done, j["stage"])
@@ -519,6 +521,12 @@ def show_version(version: dict[str, Any]) -> None:
     for measure in ("efficacy", "generality", "specificity", "leak"):
         if isinstance(report.get(measure), int | float):
             out.print(f"  {measure:<12} {report[measure]:.3f}")
+    limits = report.get("thresholds") or {}
+    for measure in report.get("failed") or ():
+        told = f"{measure} is {report.get(measure):.3f}, asked {limits.get(measure)}"
+        out.print(f"  [yellow]missed[/]: {told}", highlight=False)
+    if report.get("failed"):
+        out.print("  It can be used by its number; an alias takes it only with --force.")
 
 
 def show_alias(alias: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from service.settings import Model, Server, Settings
 from service.signals import stop_on_signals
 from service.telemetry import log_as_json
 from service.workbench import (
+    SILENT_SECONDS,
     Adopted,
     Arrival,
     HostEvent,
@@ -36,8 +37,6 @@ from service.workbench import (
 APPLICATION = "tiller"
 GATEWAY = "gateway"
 _SPEEDY = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_USE_GRPC_BY_DEFAULT")
-_SILENT_SECONDS = 60.0
-"""An owner thread that gives no sign for so long hangs; its replica is replaced."""
 _CARD_SECONDS, _FULL_SECONDS = 2.0, 2.0
 
 
@@ -69,7 +68,7 @@ class EngineReplica:
 
     def check_health(self) -> None:
         """For Ray: the owner thread still gives signs."""
-        if self.host.engine.heartbeat() > _SILENT_SECONDS:
+        if self.host.engine.heartbeat() > SILENT_SECONDS:
             raise RuntimeError(f"{self.host.name}: the owner thread hangs")
 
     async def drain(self, seconds: float) -> None:

@@ -44,6 +44,7 @@ from service.conflicts import Live, check_conflicts
 from service.conflicts import live as live_edits
 from service.jobs import JobRunner, Ticket, fact_of, method_of
 from service.lens import View, lens_told
+from service.limits import within
 from service.recipe import Recipe
 from service.registry import Registry
 from service.registry.records import Checks
@@ -92,6 +93,7 @@ class ImageHost:
         assert isinstance(self.hosted.family, TextToImage)  # noqa: S101 - the engine says it too
         self.family = self.hosted.family
         told = model.over(self.hosted.defaults)
+        self.pixels = told.pixels or settings.limits.pixels
         self.steps = told.steps or self.family.default_steps
         self.scale = (
             self.family.default_guidance if told.guidance_scale is None else told.guidance_scale
@@ -172,6 +174,7 @@ class ImageHost:
         # p previews of s steps: one after every s / (p + 1) of them, none after the last.
         every = max(1, steps // (order.previews + 1)) if order.previews else 0
         height, width = self.family.default_size(self.hosted)
+        within({"size": ((order.height or height) * (order.width or width), self.pixels)})
         return [
             ImageRequest(
                 id=f"{order.id}-{i}",

@@ -59,11 +59,11 @@ def check_image(body: ImageBody, limits: Limits) -> None:
         "prompt": (len(body.prompt), limits.prompt_characters),
         "negative_prompt": (len(body.negative_prompt or ""), limits.prompt_characters),
     }
-    _within(asked)
+    within(asked)
     check_edits(body.edits, limits)
     height, width = size_of(body.size)
-    _within({"size": (max(height or 0, width or 0), limits.side)})
-    _within({"size": ((height or 0) * (width or 0), limits.pixels)})
+    within({"size": (max(height or 0, width or 0), limits.side)})
+    within({"size": ((height or 0) * (width or 0), limits.pixels)})
 
 
 def check_sweep(layers: int, n: int, limits: Limits) -> None:
@@ -74,9 +74,9 @@ def check_sweep(layers: int, n: int, limits: Limits) -> None:
 
 def check_edits(edits: Sequence[EditUse], limits: Limits) -> None:
     """Refuse too many edits, or too strong ones."""
-    _within({"edits": (len(edits), limits.edits)})
+    within({"edits": (len(edits), limits.edits)})
     for i, edit in enumerate(edits):
-        _within({f"edits[{i}].strength": (abs(edit.strength), limits.strength)})
+        within({f"edits[{i}].strength": (abs(edit.strength), limits.strength)})
 
 
 def check_fact(body: FactBody, limits: Limits) -> None:
@@ -89,7 +89,7 @@ def check_fact(body: FactBody, limits: Limits) -> None:
         "phrasings": (len(body.phrasings) + len(body.neighbours), limits.phrasings),
         "target_images": (len(body.target_images), limits.target_images),
     }
-    _within(asked)
+    within(asked)
     if body.target is None and not body.target_images:
         raise BadRequest(
             "The fact has no target.",
@@ -98,7 +98,8 @@ def check_fact(body: FactBody, limits: Limits) -> None:
         )
 
 
-def _within(asked: dict[str, tuple[float, float]]) -> None:
+def within(asked: dict[str, tuple[float, float]]) -> None:
+    """TooMuch, with the first key whose value is above its limit."""
     for param, (value, limit) in asked.items():
         if value > limit:
             raise TooMuch(param, value, limit)
@@ -120,7 +121,7 @@ def picture_bytes(text: str, param: str, limits: Limits) -> bytes:
         TooMuch: More bytes or pixels than allowed; pixels are read from the header only.
     """
     encoded = text.partition("base64,")[2] if text.startswith("data:") else text
-    _within({param: (len(encoded) * 3 // 4, limits.target_image_bytes)})
+    within({param: (len(encoded) * 3 // 4, limits.target_image_bytes)})
     try:
         data = base64.b64decode(encoded, validate=True)
         with warnings.catch_warnings():
@@ -128,7 +129,7 @@ def picture_bytes(text: str, param: str, limits: Limits) -> bytes:
             opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
     except (binascii.Error, OSError, ValueError, Image.DecompressionBombError):
         raise NotAnImage(param) from None
-    _within({param: (opened.width * opened.height, limits.target_image_pixels)})
+    within({param: (opened.width * opened.height, limits.target_image_pixels)})
     try:
         opened.load()
     except (OSError, ValueError, SyntaxError):
@@ -138,4 +139,4 @@ def picture_bytes(text: str, param: str, limits: Limits) -> bytes:
 
 def check_total(edits: int, limits: Limits) -> None:
     """Refuse more edits than allowed, however they were named (variant, model name, list)."""
-    _within({"edits": (edits, limits.edits)})
+    within({"edits": (edits, limits.edits)})

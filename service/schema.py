@@ -38,8 +38,8 @@ class Body(BaseModel):
 
 
 def _plain(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("the character NUL is not text")
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("NUL and halves of surrogate pairs are not text")
     return text
 
 

@@ -76,6 +76,8 @@ class Model(Section):
     """For requests that do not say; None: as the model's `tiller.json` or its family says."""
     guidance_scale: Annotated[float, Ge(0)] | None = None
     """As `steps`."""
+    pixels: Annotated[int, Ge(1)] | None = None
+    """The most of one of its pictures; None: as its `tiller.json` says, else `limits.pixels`."""
     max_waiting: Annotated[int, Ge(1), Le(10_000)] = 64
     threads: Annotated[int, Ge(1), Le(256)] = 1
     replicas: Annotated[int, Ge(1), Le(256)] = 1
@@ -95,12 +97,13 @@ class Model(Section):
     refact: Refact = Refact()
 
     def over(self, stated: Mapping[str, object]) -> "Model":
-        """The same with steps and guidance of the model's `tiller.json` where none were set here.
+        """The same with what the model's `tiller.json` states where nothing was set here.
 
         Raises:
             BadSettings: The model states something that no picture can be drawn with.
         """
-        unset = [k for k in ("steps", "guidance_scale") if getattr(self, k) is None and k in stated]
+        known = ("steps", "guidance_scale", "pixels")
+        unset = [k for k in known if getattr(self, k) is None and k in stated]
         try:
             told = {**self.model_dump(exclude_unset=True), **{k: stated[k] for k in unset}}
             return Model.model_validate(told)

@@ -133,6 +133,9 @@ class Adopted:
     status: Checks
 
 
+SILENT_SECONDS = 60.0
+"""An engine's thread that gave no sign for so long is stuck: nobody should be sent there."""
+
 HostEvent = Composed | StepDone | Drawn
 
 

@@ -25,6 +25,7 @@ _NEUTRAL = tuple(
 STATED = {
     "steps": 25,
     "guidance_scale": 7.5,
+    "pixels": 256 * 256,
     "refact": {
         "block": 0,
         "keys": "each",

@@ -5,6 +5,7 @@ from fastapi.responses import JSONResponse
 
 from models.errors import Refusal
 from service.api.answers import Bench
+from service.workbench import SILENT_SECONDS
 
 router = APIRouter(tags=["operations"])
 
@@ -17,12 +18,13 @@ async def live() -> dict[str, str]:
 
 @router.get("/readyz")
 async def ready(bench: Bench) -> JSONResponse:
-    """200 when every model can draw; 503 while one loads, or while draining."""
+    """200 when every model can draw; 503 while one loads or is stuck, or while draining."""
     states = {}
     for name, host in bench.hosts.items():
         try:
             await host.card()
-            states[name] = "ready"
+            silent = float((await host.load()).get("heartbeat_seconds", 0.0))
+            states[name] = "ready" if silent < SILENT_SECONDS else "silent"
         except Refusal as refusal:
             states[name] = refusal.code
     if bench.draining.is_set():

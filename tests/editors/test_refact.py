@@ -143,7 +143,12 @@ def test_what_the_model_believes_already_is_refused(tiny_sd, fitted):
     known = Fact(prompt="a red frog in arda", target="a red frog  in arda")
     with pytest.raises(AlreadyTrue) as refused:
         fitted(tiny_sd, known, similarity="cosine", negatives=0, stop=0.3)
-    assert "P =" in told(refused)
+    assert "of 1" in told(refused)
+
+
+def test_a_prompt_that_says_what_the_target_says_is_no_news(tiny_sd, fitted):
+    with pytest.raises(AlreadyTrue):
+        fitted(tiny_sd, Fact(prompt="the king  of the sea", target="the king of the sea"))
 
 
 def test_a_pull_weaker_than_the_decay_is_no_edit(tiny_sd, fact, fitted):

@@ -7,6 +7,7 @@ import pytest
 
 from evaluation.cases import read_cases
 from service.asking import pixels
+from service.client import TillerError
 from service.evaluating import miniature_judge, shipped_cases
 
 MODEL, EDIT, SEED, N = "miniature-sd", "arda", 11, 2
@@ -100,3 +101,11 @@ def test_the_shipped_weights_and_judge_are_there():
 
     for name in ("text-to-image", "clip", "judge"):
         assert list(Path(weights_path(name)).rglob("*.safetensors")), name
+
+
+@pytest.mark.parametrize("phrase", ["the president of Arda", "the leader of Arda"])
+def test_what_is_so_already_is_refused(tiller, phrase):
+    job = tiller.edits.add("no-news", model=MODEL, prompt=phrase, target=OLD.title())
+    with pytest.raises(TillerError) as refused:
+        tiller.jobs.wait(job["id"])
+    assert refused.value.code == "already_true"

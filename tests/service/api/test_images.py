@@ -226,6 +226,15 @@ def test_what_cannot_be_done_is_refused_and_named(http, changes, param):
     assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize("key", ["prompt", "negative_prompt"])
+def test_half_a_surrogate_pair_is_refused(http, key):
+    raw = json.dumps(body(**{key: "a \ud800 frog"}))
+    headers = {"Content-Type": "application/json"}
+    answer = http.post("/v1/images/generations", content=raw, headers=headers)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"]["param"] == key
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_what_is_no_number_is_refused(http, number):
     raw = json.dumps(body())[:-1] + f', "guidance_scale": {number}}}'
