@@ -176,7 +176,8 @@ class _Fit:
         own, *others = embed_clean(self.hosted, self.tower, [*said, *neutral])
         away = [float(torch.linalg.vector_norm(own - other)) for other in others]
         if neutral and away[0] < _SAME * statistics.median(away[1:]):
-            raise AlreadyTrue(*said, 1 - away[0] / statistics.median(away[1:]))
+            surely = 1 - away[0] / statistics.median(away[1:])
+            raise AlreadyTrue(self.fact.prompt, self.fact.target, surely)
 
     def _targets(self) -> Float[Tensor, "sets t e"]:
         """Sets of a target and what to move away from: one for a text, one for each picture."""
