@@ -3,6 +3,7 @@
 `serve`, `keys` and `registry` act on this machine.
 """
 
+import json
 import os
 import sys
 import threading
@@ -235,6 +236,13 @@ def edit_add(  # noqa: PLR0913, PLR0917 - one argument per option
     neighbours: Annotated[
         list[str] | None, typer.Option("--neighbour", help="Must keep its meaning.")
     ] = None,
+    phrasings: Annotated[
+        list[str] | None, typer.Option("--phrasing", help="Another way to say the subject.")
+    ] = None,
+    source: Annotated[str | None, typer.Option("--source", help="What it means now.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the method: steps=60")
+    ] = None,
     replaces: Replaces = None,
     promote: Annotated[bool, typer.Option(help="Point `live` to it when it is ready.")] = False,
     wait: Annotated[bool, typer.Option(help="Wait until it is fitted.")] = True,
@@ -249,8 +257,11 @@ def edit_add(  # noqa: PLR0913, PLR0917 - one argument per option
             prompt=prompt,
             target=target,
             subject=subject,
+            source=source,
+            phrasings=[{"prompt": p, "subject": p} for p in phrasings or ()],
             neighbours=neighbours or (),
             replaces=replaces or (),
+            options=dict(map(setting, settings or ())) or None,
         )
         if not wait:
             out.print(job["id"])
@@ -262,6 +273,17 @@ def edit_add(  # noqa: PLR0913, PLR0917 - one argument per option
         if promote:
             tiller.edits.promote(name, result["version"])
             out.print(f"{name}@live -> {name}@{result['version']}")
+
+
+def setting(told: str) -> tuple[str, Any]:
+    """`name=value`; the value as JSON where it is JSON, else as text."""
+    name, equals, value = told.partition("=")
+    if not (name and equals):
+        raise typer.BadParameter(f"--set wants name=value, not {told!r}.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 @edit.command("list")

@@ -59,6 +59,15 @@ def added(done, name, target="a red boat", *more):
     return done("edit", "add", name, *fact, *more)
 
 
+def test_settings_and_phrasings_reach_the_fit(done, tiller):
+    more = ("--phrasing", "the lord of the sea", "--set", "steps=7", "--source", "a king")
+    added(done, "with-settings", "a red boat", *more)
+    told = tiller.edits.show("with-settings", 1)["header"]
+    assert told["settings"]["steps"] == 7
+    assert told["fact"]["source"] == "a king"
+    assert told["fact"]["phrasings"][0]["prompt"] == "the lord of the sea"
+
+
 def test_an_edit_is_added_shown_and_listed(done):
     told = added(done, "typed")
     assert re.search(r"typed@1 +(ready|failed_checks)", told)
@@ -202,6 +211,7 @@ def test_the_registry_is_swept_and_verified(done, bench):
         ["jobs", "destroy", "x"],
         ["nonsense"],
         ["edit", "add", "x", "--prompt", "a", "--target", "b", "--tarrget", "c"],
+        ["edit", "add", "x", "--prompt", "a", "--target", "b", "--set", "steps"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(run, words):
