@@ -4,8 +4,7 @@ Pictures of the miniature's size in 20 steps, with guidance, on an engine of 8 s
 a ratio take turns and the median over the rounds counts. On a CPU, with one thread, seconds are the
 process's own: other processes on the machine would move the wall clock by more than what is
 measured. On a GPU they are the wall clock's. More than the denoiser itself gains from 16 rows in
-one call no engine can gain from sharing a batch: in float32 a CPU is at its arithmetic's limit with
-two rows already, so the target of 1.5 stands for bfloat16, and float32 is there to be read.
+one call no engine can gain from sharing a batch.
 """
 
 from collections.abc import Sequence
@@ -112,7 +111,7 @@ def against_stock(bench: Bench, rows: Sequence[ImageRequest], rounds: int) -> li
                     rounds,
                 )
                 name = f"{len(some)} at once, {mode}, {bench.kind}"
-                least = 1.5 if len(some) == BATCH and bench.kind == "bfloat16" else None
+                least = 1.5 if len(some) == BATCH else None
                 name += " / stock pipeline one after another"
                 found.append(speed_up(name, ours, theirs, least))
     return [*found, denoiser_alone(bench, rounds)]

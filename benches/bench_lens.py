@@ -85,8 +85,8 @@ def run(model: Path | None = None, device: str = "cpu", *, smoke: bool = False) 
         toy = benched(FAMILIES["stable_diffusion"].tiny(Path(toys) / "toy"), device, "float32")
         return [
             *layers(whole, "exact", sizes, 2.0),
-            *layers(whole, "fast", sizes),
-            *layers(half, "fast", sizes),
+            *layers(whole, "fast", sizes, 2.0),
+            *layers(half, "fast", sizes, 2.0),
             overhead(whole, sizes),
             overhead(half, sizes),
             *company(whole, sizes),
