@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import structlog
@@ -138,7 +139,7 @@ class Outcome:
     """What a piece of work came to, written by the owner thread and read by the runner's."""
 
     over: threading.Event = field(default_factory=threading.Event)
-    progress: Progress | None = None
+    steps: SimpleQueue[Progress] = field(default_factory=SimpleQueue)
     result: Any = None
     error: BaseException | None = None
 
@@ -154,7 +155,16 @@ class Outcome:
 
     def item(self, progress: Progress) -> None:
         """The generator yielded."""
-        self.progress = progress
+        self.steps.put(progress)
+
+    def fresh(self) -> list[Progress]:
+        """Per stage since the last call its last step, so that no stage is passed over unseen."""
+        last: dict[str, Progress] = {}
+        with suppress(Empty):
+            while True:
+                step = self.steps.get_nowait()
+                last[step.stage] = step
+        return list(last.values())
 
 
 class JobRunner:
@@ -219,29 +229,27 @@ class JobRunner:
         work = self.bench.fit(job.tenant, job.payload)
         ticket = self.bench.background(work, outcome.item, outcome.done, outcome.failed)
         told: Progress | None = None
-        while not outcome.over.wait(_BEAT_SECONDS):
-            if self._stopping.is_set():
+        over = False
+        while not over:
+            over = outcome.over.wait(_BEAT_SECONDS)
+            if self._stopping.is_set() and not over:
                 ticket.cancel()
                 self.registry.jobs.release(job.id, self.worker)
                 return None
-            if self._beat(job, outcome.progress, told, ticket):
-                return None
-            told = outcome.progress
-        if self._beat(job, outcome.progress, told, ticket):
-            return None  # in the last moment: nothing is registered
+            fresh = outcome.fresh()
+            if self._beat(job, fresh, told, ticket):
+                return None  # even in the last moment: nothing is registered
+            told = fresh[-1] if fresh else told
         if outcome.error is not None:
             raise outcome.error
         delta, passed = outcome.result
         return self._registered(job, delta, passed)
 
-    def _beat(
-        self, job: Job, progress: Progress | None, told: Progress | None, ticket: Ticket
-    ) -> bool:
+    def _beat(self, job: Job, fresh: list[Progress], told: Progress | None, ticket: Ticket) -> bool:
         """Tell how far the job is; True if it was cancelled, and is stopped."""
-        stage = progress.stage if progress else "starting"
-        line = said(progress) if progress and progress is not told else ""
+        beats = [(step, said(step)) for step in fresh] or [(told, "")]
         try:
-            asked = self.registry.jobs.heartbeat(job.id, self.worker, share(progress), stage, line)
+            asked = [self._tell(job, step, line) for step, line in beats][-1]
         except LeaseLost:
             ticket.cancel()
             raise
@@ -249,6 +257,10 @@ class JobRunner:
             ticket.cancel()
             self.registry.jobs.stopped(job.id, self.worker)
         return asked
+
+    def _tell(self, job: Job, step: Progress | None, line: str) -> bool:
+        stage = step.stage if step else "starting"
+        return self.registry.jobs.heartbeat(job.id, self.worker, share(step), stage, line)
 
     def _registered(self, job: Job, delta: Delta, passed: bool) -> dict[str, Any]:
         name = job.payload["name"]
