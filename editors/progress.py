@@ -1,15 +1,5 @@
-"""What long work says while it goes on."""
+"""What long work says while it goes on: shared by every floor, told here to editors."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from models.progress import Progress
 
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """One step of a fit, a collection or a report."""
-
-    stage: str
-    done: int
-    total: int
-    message: str = ""
-    values: Mapping[str, float] = field(default_factory=dict)
+__all__ = ["Progress"]
