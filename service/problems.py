@@ -169,12 +169,12 @@ def of_validation(error: RequestValidationError) -> Refusal:
 
 
 def _unknown(path: str) -> Refusal:
-    from service.schema import NOT_OFFERED
+    from service import schema, schema_language
 
     if path == "extra_body":
         return of_service.LiteralExtraBody()
-    if path in NOT_OFFERED:
-        return of_service.NotOffered(path, NOT_OFFERED[path])
+    if path in (refused := {**schema.NOT_OFFERED, **schema_language.NOT_OFFERED}):
+        return of_service.NotOffered(path, refused[path])
     return of_service.UnknownKey(path)
 
 

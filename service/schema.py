@@ -37,13 +37,14 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text, if every part of the service can keep it."""
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("NUL and halves of surrogate pairs are not text")
     return text
 
 
-Text = Annotated[str, AfterValidator(_plain), Field(min_length=1, max_length=100_000)]
+Text = Annotated[str, AfterValidator(plain), Field(min_length=1, max_length=100_000)]
 Name = Annotated[str, Field(pattern=NAME)]
 
 
@@ -87,7 +88,7 @@ class ImageBody(Body):
     """Of the first picture; picture i has seed + i. Drawn by lot, and told, when left out."""
     steps: Annotated[int, Field(ge=1)] | None = None
     guidance_scale: Annotated[float, Field(ge=0)] | None = None
-    negative_prompt: Annotated[str, AfterValidator(_plain), Field(max_length=100_000)] | None = None
+    negative_prompt: Annotated[str, AfterValidator(plain), Field(max_length=100_000)] | None = None
     sampler: Annotated[str, Field(max_length=64)] | None = None
 
 
