@@ -32,3 +32,117 @@ class UnknownFeature(Refusal):
             remedy=f"Features count from 0 to {features - 1}.",
             param="features",
         )
+
+
+class UnknownDictionary(Refusal):
+    """A request names an SAE or a vector that is not there."""
+
+    def __init__(self, what: str, name: str, known: str) -> None:
+        super().__init__(
+            f"There is no {what} {name!r}.",
+            remedy=f"Use one of: {known or 'none is loaded'}.",
+            param="steering",
+        )
+
+
+class LowOutputScore(Refusal):
+    """A feature that steers too little, or for which no score could be computed."""
+
+    def __init__(self, sae: str, feature: int, score: float | None, minimum: float) -> None:
+        told = "no output score" if score is None else f"output score {score:.3g}"
+        super().__init__(
+            f"Feature {feature} of {sae} has {told}; {minimum:g} is asked for.",
+            remedy="Take another feature, lower min_output_score, or set on_low_score to warn.",
+            param="features",
+        )
+        self.feature, self.score, self.minimum = feature, score, minimum
+
+
+class ConceptNotCovered(Refusal):
+    """No feature of the SAE is found for a concept, or none of them steers."""
+
+    def __init__(self, concept: str, sae: str, candidates: int, best: float | None) -> None:
+        found = f"{candidates} candidates, best output score {best or 0.0:.3g}, none kept"
+        super().__init__(
+            f"{sae} does not cover {concept!r}: {found if candidates else 'no candidates'}.",
+            remedy="Say it in other words, name a feature, or lower min_output_score.",
+            param="features",
+        )
+        self.concept, self.candidates, self.best = concept, candidates, best
+
+
+class TooStrong(Refusal):
+    """A change that is large beside the stream that it changes."""
+
+    def __init__(self, site: str, ratio: float, bound: float) -> None:
+        super().__init__(
+            f"The change at {site} is {ratio:.3g} times the stream's norm; {bound:g} is allowed.",
+            remedy="Lower the strength.",
+            param="strength",
+        )
+        self.ratio, self.bound = ratio, bound
+
+
+class BadStrength(Refusal):
+    """A strength that is missing, not finite, or that the mode does not take."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, remedy="Give one finite number.", param="strength")
+
+
+class NothingToSteer(Refusal):
+    """The change would be zero, or there is no token that it could change."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            problem, remedy="Leave steering out for a plain answer.", param="steering"
+        )
+
+
+class ModeNotPossible(Refusal):
+    """A mode that this SAE, or the engine, cannot do."""
+
+    def __init__(self, mode: str, sae: str, reason: str) -> None:
+        super().__init__(
+            f"{mode} is not possible with {sae}: {reason}",
+            remedy="Use mode amp with a_max neutral, or another SAE.",
+            param="mode",
+        )
+
+
+class NoActivations(Refusal):
+    """A unit of strength that needs activations which nobody has collected."""
+
+    def __init__(self, sae: str, feature: int) -> None:
+        super().__init__(
+            f"The largest activation of feature {feature} of {sae} is not known.",
+            remedy="Compute its input score first, or use mode amp.",
+            param="mode",
+        )
+
+
+class PromptNeeded(Refusal):
+    """A plan that depends on the request's own tokens, without them."""
+
+    def __init__(self, setting: str) -> None:
+        super().__init__(
+            f"{setting} depends on the prompt, and there is none.",
+            remedy="Leave it out, or plan with the prompt's tokens.",
+            param=setting,
+        )
+
+
+class BadRecord(Refusal):
+    """An activation record that is not in Neuronpedia's shape."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            problem, remedy='Give {"activations": [{"tokens": [...], "values": [...]}]}.'
+        )
+
+
+class TooFewTexts(Refusal):
+    """Too few texts, or too few tokens in them, to learn from."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, remedy="Give more texts.", param="texts")
