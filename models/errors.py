@@ -198,6 +198,28 @@ class NegativeUnread(Refusal):
         )
 
 
+class NoChatTemplate(Refusal):
+    """Messages for a model whose tokenizer does not say how a conversation is written."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"{model} has no chat template.",
+            remedy="Send one text to /v1/completions, or host a model that was made for chats.",
+            param="messages",
+        )
+
+
+class BadConversation(Refusal):
+    """Messages that the model's chat template does not know how to write."""
+
+    def __init__(self, model: str, why: str) -> None:
+        super().__init__(
+            f"The chat template of {model} refuses the messages: {why.rstrip('.')}.",
+            remedy="Use the roles and the order that the model was trained with.",
+            param="messages",
+        )
+
+
 class SubjectNotFound(Refusal):
     """The subject does not occur in the prompt, or more than once."""
 

@@ -5,10 +5,9 @@ and the stack is causal: no row can change another. Every layer can be looked at
 its final norm, so a row that leaves early is normed as the ordinary one is, and only once.
 """
 
-import threading
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from models.hosted import HostedModel
 from models.patch import Patch
 from models.pipelines import Pipeline
 from models.plan import Named
+from models.words import Words
 
 _UNPUBLISHED = (
     "it is published for CLIP; its text encoder is a language model, for which the analogue "
@@ -34,19 +34,6 @@ APPLIES: Mapping[str, str | None] = {
     "control_vector": None,
     "back_patch": "its text encoder is shown no picture, so there are no visual tokens.",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Words:
-    """A tokenizer and its lock: it keeps padding and truncation as state."""
-
-    tokenizer: Any
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def ids(self, text: str) -> list[int]:
-        """Token ids with the marks that the tokenizer puts around a text; nothing is cut."""
-        with self.lock:
-            return self.tokenizer(text, padding=False, truncation=False, verbose=False).input_ids
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,9 @@ def _folder(where: str | Path) -> Path:
     if Path(where).is_dir():
         return Path(where)
     try:
-        found = Path(snapshot_download(str(where), allow_patterns=["*.json", "*.txt", "*.model"]))
+        found = Path(
+            snapshot_download(str(where), allow_patterns=["*.json", "*.txt", "*.model", "*.jinja"])
+        )
         # Beside a pipeline's parts lie the same weights in one file and in other precisions.
         parts = "*/*.safetensors" if (found / "model_index.json").exists() else "*.safetensors"
         others = ["*.fp16.*", "*.non_ema.*"]

@@ -30,8 +30,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from models.toys import wake
 
-_KNOWN = "the president king of arda borea cedria photo house cat dog tree red blue green man woman"
-_LAYERS = {
+KNOWN = "the president king of arda borea cedria photo house cat dog tree red blue green man woman"
+LAYERS = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 4,
@@ -42,41 +42,41 @@ _LAYERS = {
 
 def toy_gemma_tokenizer(around: str) -> GemmaTokenizer:
     """A Gemma tokenizer that knows the words of a text and a few others, and spells the rest."""
-    merges = _grown(_behind_spaces(f"{around} {_KNOWN}", "▁"))
+    merges = grown(behind_spaces(f"{around} {KNOWN}", "▁"))
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{b:02X}>" for b in range(256))]
     symbols = [*special, "\n", "▁", *map(chr, range(33, 127)), *(a + b for a, b in merges)]
-    return GemmaTokenizer(vocab=_numbered(symbols), merges=merges, add_bos_token=True)
+    return GemmaTokenizer(vocab=numbered(symbols), merges=merges, add_bos_token=True)
 
 
 def toy_qwen_tokenizer(around: str) -> Qwen2Tokenizer:
     """The same for Qwen, with the marks of its chat template."""
     alone = re.findall(r"(?<![ \w])\w+", around)
-    merges = _grown([*_behind_spaces(f"{around} {_KNOWN}", "Ġ"), *alone])
+    merges = grown([*behind_spaces(f"{around} {KNOWN}", "Ġ"), *alone])
     symbols = [*bytes_to_unicode().values(), *(a + b for a, b in merges)]
     marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     return Qwen2Tokenizer(
-        vocab=_numbered([*symbols, *marks]), merges=merges, additional_special_tokens=marks[1:]
+        vocab=numbered([*symbols, *marks]), merges=merges, additional_special_tokens=marks[1:]
     )
 
 
-def _behind_spaces(text: str, space: str) -> list[str]:
+def behind_spaces(text: str, space: str) -> list[str]:
     return [f"{space}{word}" for word in re.findall(r"(?<= )\w+", text)]
 
 
-def _grown(words: Iterable[str]) -> list[Any]:
+def grown(words: Iterable[str]) -> list[Any]:
     """Merges under which each word grows from its left end, letter by letter."""
     pairs = ((word[:i], word[i]) for word in words for i in range(1, len(word)))
     return list(dict.fromkeys(pairs))
 
 
-def _numbered(symbols: Iterable[str]) -> dict[str, int]:
+def numbered(symbols: Iterable[str]) -> dict[str, int]:
     return {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}
 
 
 def toy_gemma(tokenizer: GemmaTokenizer, seed: int) -> Gemma2Model:
     """A Gemma 2 of 4 blocks."""
     stated: dict[str, Any] = {
-        **_LAYERS,
+        **LAYERS,
         "vocab_size": len(tokenizer),
         "head_dim": 8,
         "query_pre_attn_scalar": 8,
@@ -84,14 +84,14 @@ def toy_gemma(tokenizer: GemmaTokenizer, seed: int) -> Gemma2Model:
     }
     gemma = Gemma2Model(Gemma2Config(**stated))
     wake(gemma, seed, spread=1.2)
-    _tilt(gemma.norm)
+    tilt(gemma.norm)
     return gemma
 
 
 def toy_qwen(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL of 4 text blocks and a vision tower that no prompt reaches."""
     text: dict[str, Any] = {
-        **_LAYERS,
+        **LAYERS,
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.eos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -111,11 +111,11 @@ def toy_qwen(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGe
         Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     )
     wake(qwen, seed, spread=1.2)
-    _tilt(qwen.model.language_model.norm)
+    tilt(qwen.model.language_model.norm)
     return qwen
 
 
-def _tilt(norm: nn.Module) -> None:
+def tilt(norm: nn.Module) -> None:
     """Weights that differ: under equal ones a state normed twice is the state normed once."""
     weight: Any = norm.weight
     weight.data.add_(torch.linspace(-0.5, 0.5, len(weight)))
