@@ -50,3 +50,13 @@ class Limits:
     """gc removes jobs that ended longer ago."""
     retired_seconds: float = 7 * DAY
     """gc removes the file, never the record, of a version that was retired longer ago."""
+    score_sets: int = 1_000
+    """Of all models, dictionaries and settings; beyond it the oldest scores are forgotten."""
+    labels: int = 2_000_000
+    """Per tenant and dictionary."""
+    snippet_sets: int = 100
+    """Samples per tenant."""
+    snippets: int = 100
+    """Per feature."""
+    snippet_bytes: int = 256 * 1024
+    """Of one feature's snippets, as JSON."""

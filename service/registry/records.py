@@ -243,3 +243,93 @@ class Swept:
     retired: tuple[str, ...]
     nbytes: int
     jobs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Which scores are meant: of which weights and dictionary, taken how.
+
+    Attributes:
+        fingerprint: Of the model's weights.
+        sae: The dictionary's digest.
+        settings: Digest of the settings that they are taken with.
+    """
+
+    fingerprint: str
+    sae: str
+    settings: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureScore:
+    """What steering with one feature does to the next token.
+
+    Attributes:
+        output_score: None where the pass gave no number; `reason` says why.
+        peak: Probability of the likeliest of the feature's lens tokens.
+        rank: How many tokens of the vocabulary are likelier than that one.
+        p_max_before: The largest probability without steering.
+        p_max_after: The largest probability with it.
+        a_max: The strongest code at the scored token, which the steering is a multiple of.
+        tokens: The feature's lens tokens, best first.
+    """
+
+    feature: int
+    output_score: float | None
+    peak: float | None = None
+    rank: int | None = None
+    p_max_before: float | None = None
+    p_max_after: float | None = None
+    a_max: float | None = None
+    tokens: tuple[int, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How many features of a measure are scored, and how many of those reach each threshold."""
+
+    scored: int
+    reach: Mapping[float, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureLabel:
+    """What somebody says a feature is about."""
+
+    feature: int
+    label: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnippetSet:
+    """A sample of texts in which the strongest places of each feature were looked up.
+
+    Attributes:
+        told: Digest and size of the sample.
+    """
+
+    id: int
+    tenant: str
+    fingerprint: str
+    sae: str
+    told: Json
+    created_at: float
+    created_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSnippets:
+    """Where one feature was strongest.
+
+    Attributes:
+        strongest: Its largest activation in the sample.
+        input_score: Share of its snippets whose strongest token is one of its lens tokens.
+        snippets: `{"tokens", "values", ...}` each, the strongest first.
+    """
+
+    feature: int
+    strongest: float
+    input_score: float | None
+    snippets: tuple[Json, ...]

@@ -9,11 +9,14 @@ from service.registry.idempotency import Idempotency
 from service.registry.index import Index, open_index
 from service.registry.jobs import Jobs
 from service.registry.keys import Keys
+from service.registry.labels import Labels
 from service.registry.limits import Limits
 from service.registry.names import Names
 from service.registry.presets import Presets
 from service.registry.records import Health, Swept
 from service.registry.schema import upgrade
+from service.registry.scores import Scores
+from service.registry.snippets import Snippets
 from service.registry.sweeping import Sweeper
 from service.registry.variants import Variants
 
@@ -31,6 +34,9 @@ class Registry:
     names: Names
     variants: Variants
     presets: Presets
+    scores: Scores
+    labels: Labels
+    snippets: Snippets
     jobs: Jobs
     keys: Keys
     idempotency: Idempotency
@@ -86,6 +92,9 @@ def open_registry(index_url: str, blobs_url: str, limits: Limits | None = None) 
         names=Names(index=index, limits=bounds),
         variants=Variants(index=index, limits=bounds),
         presets=Presets(edits=edits),
+        scores=Scores(index=index, limits=bounds),
+        labels=Labels(index=index, limits=bounds),
+        snippets=Snippets(index=index, limits=bounds),
         jobs=Jobs(index=index, limits=bounds),
         keys=Keys(index=index, limits=bounds),
         idempotency=Idempotency(index=index, limits=bounds),

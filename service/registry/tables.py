@@ -28,7 +28,7 @@ INDEX = sa.MetaData(
     }
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The schema that this release reads and writes; the last file in `migrations/versions`."""
 
 
@@ -236,4 +236,73 @@ audit = Table(
     Column("detail", Text, nullable=False),  # as hashed
     Column("digest", sa.String(64), nullable=False),
     Index("ix_audit_tenant_seq", "tenant", "seq"),
+)
+
+score_sets = Table(
+    "score_sets",
+    INDEX,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("sae", sa.String(64), nullable=False),
+    Column("settings", sa.String(64), nullable=False),
+    Column("told", Canonical, nullable=False),  # what the digest in `settings` stands for
+    Column("created_at", sa.Double, nullable=False),
+    UniqueConstraint("fingerprint", "sae", "settings"),
+)
+
+feature_scores = Table(
+    "feature_scores",
+    INDEX,
+    Column("scores", BigId, ForeignKey("score_sets.id", ondelete="CASCADE"), nullable=False),
+    Column("feature", sa.Integer, nullable=False),
+    Column("output_score", sa.Double),  # NULL: the pass gave no number; `reason` says why
+    Column("peak", sa.Double),
+    Column("rank", sa.Integer),
+    Column("p_max_before", sa.Double),
+    Column("p_max_after", sa.Double),
+    Column("a_max", sa.Double),
+    Column("tokens", Canonical, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("scored_at", sa.Double, nullable=False),
+    PrimaryKeyConstraint("scores", "feature"),
+    Index("ix_feature_scores_scores_output_score", "scores", "output_score"),
+)
+
+feature_labels = Table(
+    "feature_labels",
+    INDEX,
+    Column("tenant", Text, nullable=False),
+    Column("sae", sa.String(64), nullable=False),
+    Column("feature", sa.Integer, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("folded", Text, nullable=False),  # as searched: Unicode's caseless form
+    Column("changed_at", sa.Double, nullable=False),
+    Column("changed_by", Text, nullable=False),
+    PrimaryKeyConstraint("tenant", "sae", "feature", "source"),
+)
+
+snippet_sets = Table(
+    "snippet_sets",
+    INDEX,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("tenant", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("sae", sa.String(64), nullable=False),
+    Column("told", Canonical, nullable=False),  # the sample: its digest, texts, tokens
+    Column("created_at", sa.Double, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("finished_at", sa.Double),  # NULL: still being written; nobody reads it
+    Index("ix_snippet_sets_sae", "sae", "fingerprint", "tenant"),
+)
+
+snippets = Table(
+    "snippets",
+    INDEX,
+    Column("sample", BigId, ForeignKey("snippet_sets.id", ondelete="CASCADE"), nullable=False),
+    Column("feature", sa.Integer, nullable=False),
+    Column("strongest", sa.Double, nullable=False),
+    Column("input_score", sa.Double),  # NULL: too few snippets
+    Column("packed", sa.LargeBinary, nullable=False),  # zlib of the snippets' JSON
+    PrimaryKeyConstraint("sample", "feature"),
 )
