@@ -25,7 +25,8 @@ from steerers.errors import BadDictionary, UnknownFeature, WrongDictionary
 InputNorm = Literal["none", "layer_norm", "constant_norm_rescale"]
 """What is done to a token before the encoder and undone behind the decoder.
 
-`layer_norm` subtracts the mean and divides by the unbiased deviation + 1e-5;
+`layer_norm` subtracts the mean and divides by the unbiased deviation + 1e-5 (decoding multiplies by
+the deviation alone, as SAELens and OpenAI do);
 `constant_norm_rescale` gives the token the norm sqrt(d). Scalar factors are not here: readers fold
 them into the tensors.
 """
@@ -181,7 +182,7 @@ class Dictionary:
     def pre_activations(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch features"]:
         """What the activation function reads."""
         mean, scale = self._norm(x.float())
-        u = (x.float() - mean) / scale
+        u = (x.float() - mean) / (scale + _EPSILON if self.input_norm == "layer_norm" else scale)
         if self.subtracts_decoder_bias:
             u = u - self.decoder_bias
         return u @ self.encoder + self.encoder_bias
@@ -281,9 +282,9 @@ class Dictionary:
         return replace(self, activation=moved(self.activation, device), **there)
 
     def _norm(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What n subtracts from and divides tokens by: (..., 1) each, or one number for all."""
+        """A token's mean and scale, which decoding restores: (..., 1) each, or one for all."""
         if self.input_norm == "layer_norm":
-            return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + _EPSILON
+            return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
         zero = x.new_zeros(1)
         if self.input_norm == "constant_norm_rescale":
             return zero, x.norm(dim=-1, keepdim=True).clamp_min(1e-30) / self.width**0.5
