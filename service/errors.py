@@ -137,6 +137,51 @@ class NotReplaceable(Refusal):
         )
 
 
+class WrongKind(Refusal):
+    """A name of one kind where another is needed: a preset among the edits, say."""
+
+    def __init__(self, name: str, kind: str, param: str) -> None:
+        places = {
+            "edit": "`edits`, or in the model's name",
+            "steering": "`steering.preset`, or in the model's name",
+            "vector": "`steering.vectors`, or in the model's name",
+        }
+        super().__init__(
+            f"{name} is of the kind {kind!r}.",
+            remedy=f"It goes into {places.get(kind, 'another endpoint')}.",
+            param=param,
+        )
+
+
+class PresetStrength(Refusal):
+    """A strength for a preset, which has its own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name} is a steering preset: its strengths are its own.",
+            remedy="Leave the strength out, or make a version of the preset with other strengths.",
+            param="edits",
+        )
+
+
+class WrongModality(Refusal):
+    """A request that this kind of model has no answer to: text from a picture model, say."""
+
+    def __init__(self, model: str, modality: str, wanted: str) -> None:
+        super().__init__(
+            f"{model} is a {modality} model.",
+            remedy=f"Name a {wanted} model: GET /v1/models tells each one's `modality`.",
+            param="model",
+        )
+
+
+class BadSteering(Refusal):
+    """Keys of `steering` that do not go together."""
+
+    def __init__(self, problem: str, *, remedy: str, param: str) -> None:
+        super().__init__(problem, remedy=remedy, param=param)
+
+
 class EditTwice(Refusal):
     """One edit named twice in one request, perhaps under two names."""
 

@@ -45,6 +45,7 @@ from service.conflicts import live as live_edits
 from service.jobs import JobRunner, Ticket, fact_of, method_of
 from service.lens import View, lens_told
 from service.limits import within
+from service.orders import EditOrder
 from service.recipe import Recipe
 from service.registry import Registry
 from service.registry.records import Checks
@@ -54,7 +55,6 @@ from service.workbench import (
     Arrival,
     Composed,
     Drawn,
-    EditOrder,
     HostEvent,
     ImageOrder,
     LensOrder,

@@ -12,10 +12,11 @@ from typing import Any
 
 from models.errors import Refusal
 from service.limits import size_of
+from service.orders import EditOrder
 from service.problems import openai_error
 from service.resolving import Wanted
 from service.schema import SAFE_INTEGER, ImageBody
-from service.workbench import Composed, Drawn, EditOrder, HostEvent, ImageOrder, StepDone
+from service.workbench import Composed, Drawn, HostEvent, ImageOrder, StepDone
 
 HEARTBEAT_SECONDS = 15.0
 DONE = b"data: [DONE]\n\n"

@@ -73,6 +73,7 @@ STATUS: dict[type[Refusal], int] = {
     of_service.StrangeHost: 421,
     of_service.UnknownModel: 404,
     of_service.WrongModel: 409,
+    of_service.WrongModality: 409,
     of_service.NameTaken: 409,
 }
 """A class that is not named here has its parent's status; a plain `Refusal` is a 422."""

@@ -4,11 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import EditTwice, UnknownModel, WrongModel
+from service.errors import EditTwice, PresetStrength, UnknownModel, WrongKind, WrongModel
+from service.orders import FeatureOrder, PresetOrder, SteeringOrder, VectorOrder
 from service.registry import Registry
 from service.registry.errors import UnknownVariant
-from service.registry.records import Variant
+from service.registry.records import Variant, Version
 from service.schema import EditUse
+from service.schema_language import SteeringBody, SteeringSettings
+
+EDIT, VECTOR, PRESET = "edit", "vector", "steering"
+"""Kinds of names in the registry that a request may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +37,12 @@ class Applied:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The hosted model and the edits of one request."""
+    """The hosted model, the edits and the steering of one request."""
 
     model: str
     edits: tuple[Applied, ...]
     variant: str | None = None
+    steering: tuple[SteeringOrder, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +52,24 @@ class Resolver:
     registry: Registry
     hosted: Sequence[str]
 
-    def resolve(self, tenant: str, model: str, edits: Sequence[EditUse]) -> Wanted:
-        """What `model="base+edit@alias"` and `edits` mean now.
+    def resolve(
+        self,
+        tenant: str,
+        model: str,
+        edits: Sequence[EditUse],
+        steering: Sequence[SteeringBody] = (),
+    ) -> Wanted:
+        """What `model="base+name@alias"`, `edits` and `steering` mean now.
 
-        Edits add up in this order: the variant's, the model name's, the request's.
+        A variant and a model name may name edits, steering presets and vectors alike. All of them
+        add up, in this order: the variant's, the model name's, the request's.
 
         Raises:
             UnknownModel: Neither a hosted model nor a variant.
-            UnknownEdit: No such edit, version or alias in the tenant or in `public`.
+            UnknownEdit: No such name, version or alias in the tenant or in `public`.
             VersionRetired, VersionBlocked: It may not be used any more.
-            WrongModel: An edit of another model.
+            WrongModel: It was made for another model.
+            WrongKind: `edits` names a preset, `preset` names an edit, ...
             EditTwice: Two names of one version.
         """
         base, *appended = model.split("+")
@@ -67,9 +81,13 @@ class Resolver:
             named = uses_of(bundle) + named
             if base not in self.hosted:
                 raise UnknownModel(base, ", ".join(self.hosted))
-        applied = tuple(self._apply(tenant, base, use) for use in (*named, *edits))
+        found = [(use, self._version(tenant, base, use.name)) for use in named]
+        found += [(use, self._version(tenant, base, use.name, EDIT, "edits")) for use in edits]
+        applied = tuple(_applied(version, use) for use, version in found if version.kind == EDIT)
         _all_different(applied)
-        return Wanted(model=base, edits=applied, variant=variant)
+        steered = [self._named(tenant, base, u, v) for u, v in found if v.kind != EDIT]
+        steered += [self._steering(tenant, base, body) for body in steering]
+        return Wanted(model=base, edits=applied, variant=variant, steering=tuple(steered))
 
     def _variant(self, tenant: str, name: str) -> Variant:
         try:
@@ -77,16 +95,71 @@ class Resolver:
         except UnknownVariant:
             raise UnknownModel(name, ", ".join(self.hosted)) from None
 
-    def _apply(self, tenant: str, model: str, use: EditUse) -> Applied:
-        version = self.registry.names.resolve(tenant, use.name)
+    def _version(
+        self, tenant: str, model: str, name: str, kind: str = "", param: str = ""
+    ) -> Version:
+        """What the name means now; of that kind, if one is asked for."""
+        version = self.registry.names.resolve(tenant, name)
         if version.model != model:
-            raise WrongModel(use.name, version.model, model)
-        return Applied(
+            raise WrongModel(name, version.model, model)
+        if kind and version.kind != kind:
+            raise WrongKind(name, version.kind, param)
+        return version
+
+    def _named(self, tenant: str, model: str, use: EditUse, version: Version) -> SteeringOrder:
+        """A preset or a vector by its mere name."""
+        if version.kind == VECTOR:
+            return SteeringOrder(vectors=(_vector(version, use.strength),))
+        if version.kind != PRESET:
+            raise WrongKind(use.name, version.kind, "model")
+        if use.strength != 1.0:
+            raise PresetStrength(use.name)
+        return self._preset(tenant, model, version)
+
+    def _preset(self, tenant: str, model: str, version: Version) -> SteeringOrder:
+        came = PresetOrder(
             name=version.name,
             version=version.number,
             digest=version.digest,
-            strength=use.strength,
+            fingerprint=version.fingerprint,
         )
+        body = SteeringSettings.model_validate(dict(version.header))
+        return self._settings(tenant, model, body, came)
+
+    def _steering(self, tenant: str, model: str, body: SteeringBody) -> SteeringOrder:
+        if body.preset is None:
+            return self._settings(tenant, model, body, None)
+        return self._preset(
+            tenant, model, self._version(tenant, model, body.preset, PRESET, "steering.preset")
+        )
+
+    def _settings(
+        self, tenant: str, model: str, body: SteeringSettings, preset: PresetOrder | None
+    ) -> SteeringOrder:
+        return SteeringOrder(
+            features=tuple(
+                FeatureOrder(sae=f.sae, feature=f.feature, strength=f.strength)
+                for f in body.features
+            ),
+            vectors=tuple(
+                _vector(
+                    self._version(tenant, model, v.name, VECTOR, "steering.vectors"), v.strength
+                )
+                for v in body.vectors
+            ),
+            preset=preset,
+            **body.model_dump(exclude={"features", "vectors", "preset"}),
+        )
+
+
+def _applied(version: Version, use: EditUse) -> Applied:
+    return Applied(
+        name=version.name, version=version.number, digest=version.digest, strength=use.strength
+    )
+
+
+def _vector(version: Version, strength: float) -> VectorOrder:
+    return VectorOrder(digest=version.digest, strength=strength, label=version.reference)
 
 
 def uses_of(bundle: Variant) -> list[EditUse]:

@@ -1,7 +1,8 @@
 """What requests to language models look like: OpenAI's keys, and ours as top-level keys.
 
-What a hosted model cannot honour is refused by name (`NOT_OFFERED`, `service.chatting`), never
-ignored; keys without an effect on any answer (`user`, `metadata`, ...) are taken and forgotten.
+What a hosted model cannot honour is refused by name (`NOT_OFFERED`, `service.limits_language`),
+never ignored; keys without an effect on any answer (`user`, `metadata`, ...) are taken and
+forgotten.
 """
 
 from typing import Annotated, Any, Literal
@@ -152,12 +153,6 @@ class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: bool | None = None
     """Taken and forgotten: there is no padding."""
-
-
-class ResponseFormat(Body):
-    """Text is the only one."""
-
-    type: Literal["text"]
 
 
 def _bias(value: object) -> object:

@@ -60,16 +60,27 @@ class Refact(Section):
     """The nine templates of mode `reference`, JSON or text; empty: our own, and no parity."""
 
 
+class Sae(Section):
+    """A sparse autoencoder that a language model is steered with."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    """What requests call it."""
+    path: str
+    """A file or folder in one of the published layouts, or a hub id."""
+    site: str = ""
+    """The stream that it reads (`lm.block.12`); empty: as its files say."""
+
+
 class Model(Section):
     """One hosted model."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     path: str
-    """A folder written by `save_pretrained`, a hub id, or `miniature:text-to-image`."""
+    """A folder written by `save_pretrained`, a hub id, or `miniature:<text-to-image|language>`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
     slots: Annotated[int, Ge(1), Le(256)] = 8
-    """Rows that share one call of the denoiser."""
+    """Rows that share one call of the denoiser, or of the decoder."""
     mode: Literal["exact", "fast"] = "exact"
     """`exact`: a row's picture is bitwise the same alone and in company."""
     steps: Annotated[int, Ge(1), Le(1000)] | None = None
@@ -95,6 +106,14 @@ class Model(Section):
     """A full CLIP whose text tower is the pipeline's, for fact edits; empty: `clip/` inside."""
     corpus: Corpus = Corpus()
     refact: Refact = Refact()
+    saes: tuple[Sae, ...] = ()
+    """Language models: their dictionaries; those of the embedded one are found by themselves."""
+    capacity: Annotated[int, Ge(8)] | None = None
+    """Language models: tokens of one slot, prompt and answer; None: the model's context."""
+    prefill_tokens: Annotated[int, Ge(1)] = 256
+    """Language models: prompt tokens that are read between two decoding steps."""
+    prefix_bytes: Annotated[int, Ge(0)] = 256 * 2**20
+    """Language models: keys and values of prompts that were read already."""
 
     def over(self, stated: Mapping[str, object]) -> "Model":
         """The same with what the model's `tiller.json` states where nothing was set here.
@@ -132,6 +151,22 @@ class Limits(Section):
     import_bytes: Annotated[int, Ge(1024)] = 32 * 2**20
     wait_seconds: Annotated[float, Ge(0)] = 60.0
     """The longest `Prefer: wait=` that is honoured."""
+    text_characters: Annotated[int, Ge(1)] = 200_000
+    """Of all messages of a conversation, or of all prompts of a completion."""
+    messages: Annotated[int, Ge(1)] = 256
+    prompts: Annotated[int, Ge(1)] = 16
+    """Of one completion request."""
+    choices: Annotated[int, Ge(1), Le(128)] = 16
+    """`n` times the prompts; plain twins count as well."""
+    max_tokens: Annotated[int, Ge(1)] = 4096
+    """Of one choice; also what a request gets that names no number."""
+    stop: Annotated[int, Ge(0)] = 16
+    logit_bias: Annotated[int, Ge(0)] = 300
+    top_logprobs: Annotated[int, Ge(0), Le(20)] = 20
+    steering: Annotated[int, Ge(0)] = 16
+    """Features, vectors and concepts of one request together."""
+    steering_strength: Annotated[float, Gt(0)] = 1000.0
+    """Of one of them, in the units of its mode; a steerer has its own bounds below it."""
     pictures_bytes: Annotated[int, Ge(2**20)] = 512 * 2**20
     pictures_seconds: Annotated[float, Gt(0)] = 3600.0
     """How long a picture's address works."""

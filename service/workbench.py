@@ -1,7 +1,7 @@
 """What routes may touch: hosts (here or behind a handle), the registry, the limits.
 
-The types that cross the door between the gateway and a host stand here as well: plain data, the
-same in one process and over Ray.
+The types that cross the door between the gateway and a host stand here as well, those of language
+models in `service.orders`: plain data, the same in one process and over Ray.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -12,21 +12,13 @@ from typing import Any, Literal, Protocol
 from models.family import Lens
 from service.auth import Doorman
 from service.errors import OpenDoor, ShuttingDown, UnknownModel
+from service.orders import EditOrder, TextEvent, TextOrder
 from service.pictures import Pictures
 from service.registry import Registry, open_registry
 from service.registry.records import Checks
 from service.settings import Settings
 from service.telemetry import Telemetry
 from steerers.methods.diffusion_lens import DiffusionLens
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditOrder:
-    """An edit by its content; `label` is for error messages only."""
-
-    digest: str
-    strength: float
-    label: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +148,10 @@ class Host(Protocol):
 
     def look(self, order: LensOrder) -> AsyncIterator[HostEvent]:
         """Draw what a text encoder knows at some layers; closing the iterator frees the rows."""
+        ...
+
+    def write(self, order: TextOrder) -> AsyncIterator[TextEvent]:
+        """Answer a conversation, or go on with texts; closing the iterator frees the rows."""
         ...
 
     async def check_fact(self, payload: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from service import limits, openai
 from service.api.answers import Bench, no_query, reply, stream, while_connected
 from service.auth import Principal, needs, tell
-from service.errors import BadRequest, MoreThanOnePicture
+from service.errors import BadRequest, MoreThanOnePicture, NotOffered
 from service.resolving import Resolver, Wanted
 from service.schema import ImageBody
 from service.workbench import Composed, Drawn, HostEvent, ImageOrder, Workbench
@@ -58,6 +58,8 @@ async def wanted_by(body: ImageBody, bench: Workbench, caller: Principal) -> Wan
     resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
     wanted = await asyncio.to_thread(resolver.resolve, caller.tenant, body.model, body.edits)
     limits.check_total(len(wanted.edits), bench.settings.limits)
+    if wanted.steering:
+        raise NotOffered("model", "steering presets and vectors belong to language models.")
     return wanted
 
 

@@ -1,0 +1,174 @@
+"""What a request to a language model may not ask for: beyond the operator's bounds, or not offered.
+
+Each refusal names the key.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from service.errors import BadRequest, BadSteering, NotOffered
+from service.limits import check_edits, within
+from service.schema_language import (
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+    Message,
+    SteeringBody,
+    SteeringSettings,
+)
+from service.settings import Limits
+
+NO_TOOLS = "hosted models do not call tools."
+
+
+def check_chat(body: ChatBody, limits: Limits) -> None:
+    """Refuse what chat cannot honour or the operator does not allow.
+
+    Raises:
+        NotOffered: Tools, pictures, other formats than text.
+        TooMuch: Naming the key, what was asked and the limit.
+    """
+    for param, reason in _unoffered(body):
+        raise NotOffered(param, reason)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise BadRequest(
+            "top_logprobs goes with logprobs.", remedy="Set logprobs to true.", param="top_logprobs"
+        )
+    written = sum(len(part.text or "") for m in body.messages for part in m.content or ())
+    asked: dict[str, tuple[float, float]] = {
+        "messages": (len(body.messages), limits.messages),
+        "max_completion_tokens": (body.max_completion_tokens or 0, limits.max_tokens),
+        "top_logprobs": (body.top_logprobs or 0, limits.top_logprobs),
+    }
+    within(asked)
+    within({"messages": (written, limits.text_characters)})
+    _check_generation(body, 1, limits)
+
+
+def check_completion(body: CompletionBody, limits: Limits) -> None:
+    """Refuse what a completion cannot honour or the operator does not allow.
+
+    Raises:
+        NotOffered: `suffix`, a `best_of` that differs from `n`, log-probabilities of the prompt.
+        TooMuch: Naming the key, what was asked and the limit.
+    """
+    if body.suffix:
+        raise NotOffered("suffix", "hosted models write on; they do not fill gaps.")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise NotOffered("best_of", "every choice that is made is given out (`n`).")
+    if body.echo and body.logprobs is not None:
+        raise NotOffered("echo", "log-probabilities of a prompt are not told.")
+    within(
+        {
+            "prompt": (len(body.prompt), limits.prompts),
+            "logprobs": (body.logprobs or 0, limits.top_logprobs),
+        }
+    )
+    within({"prompt": (sum(map(len, body.prompt)), limits.text_characters)})
+    _check_generation(body, len(body.prompt), limits)
+
+
+def check_steering(entries: Sequence[SteeringSettings], limits: Limits) -> None:
+    """Refuse keys of `steering` that do not go together, and too many or too strong ones."""
+    count = 0
+    for i, entry in enumerate(entries):
+        where = "steering" if len(entries) == 1 else f"steering[{i}]"
+        _fits_together(entry, where)
+        within({f"{where}.strength": (abs(entry.strength or 0.0), limits.steering_strength)})
+        for kind, uses in (("features", entry.features), ("vectors", entry.vectors)):
+            for j, use in enumerate(uses):
+                asked = (abs(use.strength), limits.steering_strength)
+                within({f"{where}.{kind}[{j}].strength": asked})
+        count += len(entry.features) + len(entry.vectors) + (entry.concept is not None)
+    within({"steering": (max(count, len(entries)), limits.steering)})
+
+
+def _check_generation(body: GenerationBody, prompts: int, limits: Limits) -> None:
+    if body.stream_options is not None and not body.stream:
+        raise BadRequest(
+            "stream_options goes with stream.", remedy="Set stream to true.", param="stream_options"
+        )
+    rows = (body.n or 1) * prompts * (2 if body.compare else 1)
+    asked: dict[str, tuple[float, float]] = {
+        "n": (rows, limits.choices),
+        "max_tokens": (body.max_tokens or 0, limits.max_tokens),
+        "stop": (len(body.stop or ()), limits.stop),
+        "logit_bias": (len(body.logit_bias or ()), limits.logit_bias),
+    }
+    within(asked)
+    check_edits(body.edits, limits)
+    check_steering(body.steering, limits)
+
+
+def _unoffered(body: ChatBody) -> Iterator[tuple[str, str]]:
+    """Keys that the stock client knows and no hosted model can honour, with the reason."""
+    if body.tools:
+        yield "tools", NO_TOOLS
+    if body.tool_choice not in (None, "none", "auto"):
+        yield "tool_choice", NO_TOOLS
+    if body.functions:
+        yield "functions", NO_TOOLS
+    if body.function_call not in (None, "none", "auto"):
+        yield "function_call", NO_TOOLS
+    if body.response_format not in (None, {"type": "text"}):
+        yield "response_format", "answers are text; a format cannot be forced."
+    if body.modalities not in (None, [], ["text"]):
+        yield "modalities", "hosted models answer in text."
+    for i, message in enumerate(body.messages):
+        yield from _unread(message, f"messages[{i}]")
+
+
+def _unread(message: Message, where: str) -> Iterator[tuple[str, str]]:
+    if not message.content:
+        raise BadRequest(
+            f"{where} says nothing.",
+            remedy="Give it a text, or leave the message out.",
+            param=f"{where}.content",
+        )
+    for j, part in enumerate(message.content):
+        if part.type != "text":
+            kind = {"image_url": "pictures"}.get(part.type, f"parts of the type {part.type!r}")
+            yield f"{where}.content[{j}]", f"this model reads text, no {kind}."
+        if part.text is None:
+            raise BadRequest(
+                f"{where}.content[{j}] has no text.",
+                remedy='Write {"type": "text", "text": "..."}.',
+                param=f"{where}.content[{j}].text",
+            )
+
+
+def _fits_together(entry: SteeringSettings, where: str) -> None:
+    """BadSteering unless the entry says one thing, and all of it."""
+    if isinstance(entry, SteeringBody) and entry.preset is not None:
+        beside = sorted(entry.model_fields_set - {"preset"})
+        if beside:
+            raise BadSteering(
+                f"A preset keeps its own settings; {beside[0]} stands beside it.",
+                remedy="Send `preset` alone, or make another version of the preset.",
+                param=f"{where}.{beside[0]}",
+            )
+        return
+    direct = bool(entry.features or entry.vectors)
+    if entry.concept is None and not direct:
+        raise BadSteering(
+            "Nothing says where to steer.",
+            remedy="Name a preset, a concept with its strength, features, or vectors.",
+            param=where,
+        )
+    if entry.concept is not None and direct:
+        raise BadSteering(
+            "A concept and features or vectors stand in one entry.",
+            remedy="Send a list of two entries: they add up.",
+            param=f"{where}.concept",
+        )
+    if (entry.concept is None) != (entry.strength is None):
+        raise BadSteering(
+            "`strength` belongs to `concept`, and the other way round.",
+            remedy="Give the concept a strength; features and vectors have their own.",
+            param=f"{where}.strength",
+        )
+    if entry.a_max == "live":
+        raise BadSteering(
+            "The largest code cannot be taken anew at every token yet.",
+            remedy="Use `neutral` (as scores are measured) or `prompt`.",
+            param=f"{where}.a_max",
+        )
