@@ -42,7 +42,7 @@ from models.patch import Patch
 from service import adopting
 from service.conflicts import Live, check_conflicts
 from service.conflicts import live as live_edits
-from service.jobs import JobRunner, Ticket, fact_of, method_of
+from service.jobs import FIT, JobRunner, Ticket, fact_of, fitting, method_of
 from service.lens import View, lens_told
 from service.limits import within
 from service.orders import EditOrder
@@ -111,7 +111,12 @@ class ImageHost:
         self.banks = PhraseBanks(self.moments)
         self.thresholds = settings.thresholds.over(self.hosted.defaults.get("thresholds", {}))
         self.compositions = _Compositions(self.hosted, self.deltas.get)
-        self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs)
+        self.runner = JobRunner(
+            bench=self,
+            registry=registry,
+            settings=settings.jobs,
+            tasks={FIT: fitting(self, registry)},
+        )
         self.pipeline = folder_digest(self.hosted.path, settings.home / "fingerprints")
         self.started = int(time.time())
 

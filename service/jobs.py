@@ -1,10 +1,11 @@
-"""Long work: a leased job drains a fit, tells how far it is and registers a version.
+"""Long work: a leased job drains a generator, tells how far it is and keeps what came of it.
 
-The fit is a generator that knows nothing of this. It runs on the thread that owns the model, one
-step between two steps of the pictures; this file's thread only talks to the registry.
+The generator (a fit, a scoring) knows nothing of this. It runs on the thread that owns the model,
+one step between two steps of the rows; this file's thread only talks to the registry.
 """
 
 import base64
+import functools
 import socket
 import threading
 import time
@@ -36,7 +37,7 @@ from service.settings import Jobs, Limits
 
 FIT = "fit_edit"
 _BEAT_SECONDS = 0.25
-_SHARES = {
+_SHARES: Mapping[str, tuple[float, float]] = {
     "moment": (0.0, 0.3),
     "fit": (0.3, 0.8),
     "neighbours": (0.8, 0.9),
@@ -117,12 +118,6 @@ class Bench(Protocol):
 
     name: str
 
-    def fit(
-        self, tenant: str, payload: Mapping[str, Any]
-    ) -> Generator[Progress, None, tuple[Delta, bool]]:
-        """Fit and measure; the delta with its report, and whether it passed the checks."""
-        ...
-
     def background(
         self,
         work: Generator[Any, None, Any],
@@ -130,8 +125,39 @@ class Bench(Protocol):
         on_done: Callable[[Any], None],
         on_error: Callable[[BaseException], None],
     ) -> Ticket:
-        """Drain the generator on the owner thread, between the pictures' steps."""
+        """Drain the generator on the owner thread, between the rows' steps."""
         ...
+
+
+class Fitter(Protocol):
+    """A host that can write facts."""
+
+    def fit(
+        self, tenant: str, payload: Mapping[str, Any]
+    ) -> Generator[Progress, None, tuple[Delta, bool]]:
+        """Fit and measure; the delta with its report, and whether it passed the checks."""
+        ...
+
+
+Shares = Mapping[str, tuple[float, float]]
+"""How much of the whole each stage is: from where to where, of 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One kind of job.
+
+    Attributes:
+        begin: The work, for the owner thread; what it refuses at once makes the job fail.
+        end: What becomes of what it returned: the job's result. On the runner's thread.
+        keep: What becomes of each step, on the runner's thread; what it writes survives a crash.
+        shares: A stage that is not named here fills the whole bar.
+    """
+
+    begin: Callable[[Job], Generator[Any, None, Any]]
+    end: Callable[[Job, Any], dict[str, Any]]
+    keep: Callable[[Job, Any], None] = lambda job, step: None  # noqa: ARG005 - most keep nothing
+    shares: Shares = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -157,12 +183,17 @@ class Outcome:
         """The generator yielded."""
         self.steps.put(progress)
 
-    def fresh(self) -> list[Progress]:
-        """Per stage since the last call its last step, so that no stage is passed over unseen."""
+    def fresh(self, each: Callable[[Progress], None] | None = None) -> list[Progress]:
+        """Per stage since the last call its last step, so that no stage is passed over unseen.
+
+        Every step is handed to `each`, in order.
+        """
         last: dict[str, Progress] = {}
         with suppress(Empty):
             while True:
                 step = self.steps.get_nowait()
+                if each is not None:
+                    each(step)
                 last[step.stage] = step
         return list(last.values())
 
@@ -170,8 +201,11 @@ class Outcome:
 class JobRunner:
     """One thread that leases jobs for one host, one at a time."""
 
-    def __init__(self, *, bench: Bench, registry: Registry, settings: Jobs) -> None:
+    def __init__(
+        self, *, bench: Bench, registry: Registry, settings: Jobs, tasks: Mapping[str, Task]
+    ) -> None:
         self.bench, self.registry, self.settings = bench, registry, settings
+        self.tasks = tasks
         self.worker = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         self.log = structlog.get_logger("tiller.jobs")
         self._stopping = threading.Event()
@@ -191,7 +225,10 @@ class JobRunner:
         while not self._stopping.is_set():
             try:
                 job = self.registry.jobs.lease(
-                    self.worker, [FIT], [self.bench.name], self.settings.lease_seconds
+                    self.worker,
+                    list(self.tasks),
+                    [self.bench.name],
+                    self.settings.lease_seconds,
                 )
             except Exception:
                 self.log.exception("lease_failed")
@@ -205,7 +242,7 @@ class JobRunner:
     def _work(self, job: Job) -> None:
         started = time.monotonic()
         try:
-            result = self._fitted(job)
+            result = self._drained(job, self.tasks[job.kind])
             if result is not None:
                 self.registry.jobs.finish(job.id, self.worker, result)
         except LeaseLost:
@@ -223,11 +260,10 @@ class JobRunner:
         with suppress(Refusal):  # an unreachable registry: the lease runs out by itself
             self.registry.jobs.fail(job.id, self.worker, problem_of(refusal))
 
-    def _fitted(self, job: Job) -> dict[str, Any] | None:
+    def _drained(self, job: Job, task: Task) -> dict[str, Any] | None:
         """The job's result; None if it was cancelled or given back."""
         outcome = Outcome()
-        work = self.bench.fit(job.tenant, job.payload)
-        ticket = self.bench.background(work, outcome.item, outcome.done, outcome.failed)
+        ticket = self.bench.background(task.begin(job), outcome.item, outcome.done, outcome.failed)
         told: Progress | None = None
         over = False
         while not over:
@@ -236,14 +272,20 @@ class JobRunner:
                 ticket.cancel()
                 self.registry.jobs.release(job.id, self.worker)
                 return None
-            fresh = outcome.fresh()
+            fresh = self._kept(job, task, outcome, ticket)
             if self._beat(job, fresh, told, ticket):
                 return None  # even in the last moment: nothing is registered
             told = fresh[-1] if fresh else told
         if outcome.error is not None:
             raise outcome.error
-        delta, passed = outcome.result
-        return self._registered(job, delta, passed)
+        return task.end(job, outcome.result)
+
+    def _kept(self, job: Job, task: Task, outcome: Outcome, ticket: Ticket) -> list[Progress]:
+        try:
+            return outcome.fresh(functools.partial(task.keep, job))
+        except BaseException:
+            ticket.cancel()  # nobody would keep what comes after it
+            raise
 
     def _beat(self, job: Job, fresh: list[Progress], told: Progress | None, ticket: Ticket) -> bool:
         """Tell how far the job is; True if it was cancelled, and is stopped."""
@@ -260,34 +302,46 @@ class JobRunner:
 
     def _tell(self, job: Job, step: Progress | None, line: str) -> bool:
         stage = step.stage if step else "starting"
-        return self.registry.jobs.heartbeat(job.id, self.worker, share(step), stage, line)
+        done = share(step, self.tasks[job.kind].shares)
+        return self.registry.jobs.heartbeat(job.id, self.worker, done, stage, line)
 
-    def _registered(self, job: Job, delta: Delta, passed: bool) -> dict[str, Any]:
-        name = job.payload["name"]
-        delta = descended(delta, newest(self.registry, job.tenant, name))
-        header = dict(delta.header)
-        version = self.registry.edits.register(
-            job.tenant,
-            name,
-            job.model,
-            header["base"]["fingerprint"],
-            delta.data,
-            header=header,
-            report=header.get("report"),
-            status="ready" if passed else "failed_checks",
-            actor=job.created_by,
-            parent=header["parent"],
-            job=job.id,
-        )
-        address = f"/v1/edits/{version.name}/versions/{version.number}"
-        return {
-            "edit": version.name,
-            "version": version.number,
-            "digest": version.digest,
-            "status": version.status,
-            "report": version.report,
-            "location": address,
-        }
+
+def fitting(fitter: Fitter, registry: Registry) -> Task:
+    """Jobs of the kind `FIT`: a fact becomes a version."""
+    return Task(
+        begin=lambda job: fitter.fit(job.tenant, job.payload),
+        end=functools.partial(_registered, registry),
+        shares=_SHARES,
+    )
+
+
+def _registered(registry: Registry, job: Job, fitted: tuple[Delta, bool]) -> dict[str, Any]:
+    delta, passed = fitted
+    name = job.payload["name"]
+    delta = descended(delta, newest(registry, job.tenant, name))
+    header = dict(delta.header)
+    version = registry.edits.register(
+        job.tenant,
+        name,
+        job.model,
+        header["base"]["fingerprint"],
+        delta.data,
+        header=header,
+        report=header.get("report"),
+        status="ready" if passed else "failed_checks",
+        actor=job.created_by,
+        parent=header["parent"],
+        job=job.id,
+    )
+    address = f"/v1/edits/{version.name}/versions/{version.number}"
+    return {
+        "edit": version.name,
+        "version": version.number,
+        "digest": version.digest,
+        "status": version.status,
+        "report": version.report,
+        "location": address,
+    }
 
 
 def said(progress: Progress) -> str:
@@ -297,9 +351,9 @@ def said(progress: Progress) -> str:
     return f"{progress.stage} {progress.done}/{progress.total} {told or progress.message}".strip()
 
 
-def share(progress: Progress | None) -> float:
+def share(progress: Progress | None, shares: Shares) -> float:
     """How much of the whole is done, 0 to 1."""
     if progress is None:
         return 0.0
-    low, high = _SHARES.get(progress.stage, (0.3, 0.8))
+    low, high = shares.get(progress.stage, (0.0, 1.0))
     return low + (high - low) * min(1.0, progress.done / max(1, progress.total))
