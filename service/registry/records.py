@@ -266,20 +266,20 @@ class FeatureScore:
 
     Attributes:
         output_score: None where the pass gave no number; `reason` says why.
-        probability: Probability of the likeliest of the feature's lens tokens.
+        peak: Probability of the likeliest of the feature's lens tokens.
         rank: How many tokens of the vocabulary are likelier than that one.
-        p_max_base: The largest probability without steering.
-        p_max: The largest probability with it.
+        p_max_before: The largest probability without steering.
+        p_max_after: The largest probability with it.
         a_max: The strongest code at the scored token, which the steering is a multiple of.
         tokens: The feature's lens tokens, best first.
     """
 
     feature: int
     output_score: float | None
-    probability: float | None = None
+    peak: float | None = None
     rank: int | None = None
-    p_max_base: float | None = None
-    p_max: float | None = None
+    p_max_before: float | None = None
+    p_max_after: float | None = None
     a_max: float | None = None
     tokens: tuple[int, ...] = ()
     reason: str = ""

@@ -22,7 +22,7 @@ from service.registry.tables import feature_scores, score_sets
 _AT_ONCE = 500
 """Features that one statement asks for or writes: below every database's bound on parameters."""
 
-_NUMBERS = ("output_score", "probability", "rank", "p_max_base", "p_max", "a_max")
+_NUMBERS = ("output_score", "peak", "rank", "p_max_before", "p_max_after", "a_max")
 T = TypeVar("T")
 
 

@@ -256,10 +256,10 @@ feature_scores = Table(
     Column("scores", BigId, ForeignKey("score_sets.id", ondelete="CASCADE"), nullable=False),
     Column("feature", sa.Integer, nullable=False),
     Column("output_score", sa.Double),  # NULL: the pass gave no number; `reason` says why
-    Column("probability", sa.Double),
+    Column("peak", sa.Double),
     Column("rank", sa.Integer),
-    Column("p_max_base", sa.Double),
-    Column("p_max", sa.Double),
+    Column("p_max_before", sa.Double),
+    Column("p_max_after", sa.Double),
     Column("a_max", sa.Double),
     Column("tokens", Canonical, nullable=False),
     Column("reason", Text, nullable=False),

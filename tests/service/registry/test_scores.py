@@ -14,14 +14,14 @@ def measure(settings="a" * 64, fingerprint="f" * 64):
 
 
 def score(feature, output_score=0.5, **more):
-    given = {"probability": 0.6, "rank": 3, "p_max_base": 0.2, "p_max": 0.7, "a_max": 4.0}
+    given = {"peak": 0.6, "rank": 3, "p_max_before": 0.2, "p_max_after": 0.7, "a_max": 4.0}
     return FeatureScore(
         feature=feature, output_score=output_score, tokens=(1, 2), **{**given, **more}
     )
 
 
 def test_scores_come_back_as_they_were_put(registry):
-    kept = [score(0), score(7, None, probability=None, reason="the logits are not finite")]
+    kept = [score(0), score(7, None, peak=None, reason="the logits are not finite")]
     registry.scores.put(measure(), kept, {"s": 10})
     assert registry.scores.get(measure(), [0, 7, 9]) == {0: kept[0], 7: kept[1]}
     assert registry.scores.scored(measure()) == {0, 7}
