@@ -32,10 +32,10 @@ class BadRow(Refusal):
 class DeadlineExceeded(Refusal):
     """A row took longer than its caller wanted to wait."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, what: str = "picture", fewer: str = "steps") -> None:
         super().__init__(
-            f"The picture was not finished within {seconds:.0f} seconds.",
-            remedy="Ask for fewer steps, or raise `request_timeout_s`.",
+            f"The {what} was not finished within {seconds:.0f} seconds.",
+            remedy=f"Ask for fewer {fewer}, or raise `request_timeout_s`.",
         )
 
 
@@ -46,6 +46,34 @@ class NotANumber(Refusal):
         super().__init__(
             f"The picture became not-a-number at step {step}.",
             remedy="Lower the guidance scale or the strength of the edits.",
+        )
+
+
+class BadGeneration(Refusal):
+    """A number of the request that no text can be written with."""
+
+    def __init__(self, param: str, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy=remedy, param=param)
+
+
+class ContextTooLong(Refusal):
+    """A prompt and its answer need more tokens than a row holds."""
+
+    def __init__(self, prompt: int, asked: int, limit: int) -> None:
+        super().__init__(
+            f"{prompt} tokens of prompt and {asked} of answer are more than {limit}.",
+            remedy="Shorten the prompt, or ask for fewer tokens: nothing is cut silently.",
+            param="messages",
+        )
+
+
+class LogitsNotANumber(Refusal):
+    """What a model said of a row's next token is not finite; its neighbours are not touched."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(
+            f"The logits became not-a-number at token {position}.",
+            remedy="Lower the strength of the steering or the edits.",
         )
 
 

@@ -52,6 +52,10 @@ class Kept(Generic[T]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: str) -> bool:
+        """Whether it is kept; nobody counts that, and it grows no younger by it."""
+        return key in self._entries
+
 
 class DigestStore(Generic[T]):
     """Objects made from blobs that a function fetches; each blob must hash to its digest."""

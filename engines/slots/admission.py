@@ -1,0 +1,87 @@
+"""Everything that can be wrong with a request is found before it has a row."""
+
+import math
+from collections.abc import Iterator
+
+from engines.errors import BadGeneration, ContextTooLong
+from engines.slots.request import Generation, Sampling
+from models.errors import BadPatch
+from models.patch import Patch
+
+_MOST_LOGPROBS = 20
+_MOST_TEXTS = 128
+_MOST_STOPS = 64
+_MOST_BIASES = 4096
+_BIAS = 100.0
+
+
+def check(request: Generation, *, vocab: int, capacity: int) -> int:
+    """How many tokens each text of the request may have.
+
+    Args:
+        request: What was asked.
+        vocab: Size of the vocabulary.
+        capacity: Tokens that a row holds, prompt included.
+
+    Raises:
+        BadGeneration: A number, or a token, that nothing can be written with.
+        ContextTooLong: Prompt and answer do not fit a row.
+        BadPatch: The patch names tokens that the row can never have.
+    """
+    for param, problem, remedy in (*_wrong(request, vocab), *_unsampled(request.sampling, vocab)):
+        raise BadGeneration(param, problem, remedy)
+    room = capacity - len(request.ids)
+    limit = room if request.max_tokens is None else request.max_tokens
+    if limit > room or room < 1:
+        raise ContextTooLong(len(request.ids), max(limit, 1), capacity)
+    _check_places(request.patch, len(request.ids) + limit)
+    return limit
+
+
+Wrong = tuple[str, str, str]
+"""The field, what is wrong with it, and what to do."""
+
+
+def _wrong(request: Generation, vocab: int) -> Iterator[Wrong]:
+    if not request.ids:
+        yield "prompt", "The prompt has no tokens.", "Write something."
+    if not all(0 <= token < vocab for token in request.ids):
+        yield "prompt", f"A token is none of the model's {vocab}.", "Use the model's tokenizer."
+    if request.max_tokens is not None and request.max_tokens < 1:
+        yield "max_tokens", "A text has at least one token.", "Use 1 or more."
+    if not 1 <= request.n <= _MOST_TEXTS:
+        yield "n", f"{request.n} texts cannot be asked for.", f"Use 1 to {_MOST_TEXTS}."
+    if len(request.stop) > _MOST_STOPS or not all(request.stop):
+        yield "stop", "Stop strings are few and not empty.", f"Use at most {_MOST_STOPS}."
+    if not (request.logprobs is None or 0 <= request.logprobs <= _MOST_LOGPROBS):
+        yield "top_logprobs", "So many are not told.", f"Use 0 to {_MOST_LOGPROBS}."
+    if not abs(request.seed) < 2**63:
+        yield "seed", f"There is no seed {request.seed}.", "Use a number from 0 to 2^63 - 1."
+
+
+def _unsampled(sampling: Sampling, vocab: int) -> Iterator[Wrong]:
+    bounds = (
+        ("temperature", sampling.temperature >= 0, "0 or more"),
+        ("top_p", 0 < sampling.top_p <= 1, "more than 0, up to 1"),
+        ("top_k", sampling.top_k >= 0, "0 or more"),
+        ("min_p", 0 <= sampling.min_p <= 1, "0 to 1"),
+        ("presence_penalty", True, "-2 to 2"),
+        ("frequency_penalty", True, "-2 to 2"),
+        ("repetition_penalty", sampling.repetition_penalty > 0, "more than 0"),
+    )
+    for name, inside, use in bounds:
+        value = getattr(sampling, name)
+        if not (inside and math.isfinite(value)):
+            yield name, f"{name} cannot be {value}.", f"Use {use}."
+    bias = sampling.logit_bias
+    if len(bias) > _MOST_BIASES or not all(0 <= token < vocab for token in bias):
+        yield "logit_bias", "A token is not the model's, or there are too many.", "Use its ids."
+    if not all(abs(value) <= _BIAS for value in bias.values()):
+        yield "logit_bias", "A bias is out of bounds.", f"Use -{_BIAS:g} to {_BIAS:g}."
+
+
+def _check_places(patch: Patch, length: int) -> None:
+    for operation in patch:
+        places = getattr(operation, "positions", None)
+        if isinstance(places, tuple) and places[-1] >= length:
+            raise BadPatch(f"Token {places[-1]} is changed, but the row ends before {length}.")

@@ -1,0 +1,150 @@
+"""Keys and values of prompts that were read before, kept by content.
+
+The key of a block of tokens holds all that its keys and values depend on: every token up to its
+end, the weights' fingerprint, the dtype, the attention implementation, and the patch *as it acts on
+these tokens*. So a steered prefix is never served to a plain row, and a row that is steered only
+behind the prompt shares the plain one. Names of edits are not in it: names move.
+
+A block that was read in another piece of a prompt differs in the last bits, as any batch does.
+"""
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engines.slots.row import Row
+from engines.store import Kept
+from models.hosted import HostedModel
+from models.language import Language
+from models.patch import Detour, Exit, Operation, Patch
+from models.plan import detour_place
+from models.slot_cache import Prefix, SlotCache
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some tokens' keys and values in every layer, and how many of them the patch changed."""
+
+    prefix: Prefix
+    changed: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a prompt, and the key of the first block that is not."""
+
+    blocks: list[Block]
+    missing: str | None
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return sum(block.prefix.tokens for block in self.blocks)
+
+
+class Prefixes:
+    """Blocks of prompts, least recently used first out; owner thread only.
+
+    Args:
+        hosted: The model.
+        family: Its family.
+        capacity: Bytes that are kept; 0 for none.
+        block: Tokens of a block: only whole blocks are kept.
+    """
+
+    def __init__(
+        self, hosted: HostedModel, family: Language, capacity: int, block: int = 16
+    ) -> None:
+        self.hosted, self.block = hosted, block
+        self.kept: Kept[Block] = Kept(capacity)
+        self.asked_tokens = self.hit_tokens = 0
+        said = (hosted.fingerprint, str(hosted.dtype), family.default_attention, str(block))
+        self._base = "\n".join(said).encode()
+
+    def find(self, row: Row) -> Known:
+        """What is known of the row's prompt; at least one token is left to be read."""
+        found: list[Block] = []
+        if self.kept.capacity:
+            for key in self.keys(row, (row.prompt - 1) // self.block):
+                block = self.kept.get(key)
+                if block is None:
+                    return Known(found, key)
+                found.append(block)
+        return Known(found, None)
+
+    def load(self, row: Row, known: Known, cache: SlotCache, slot: int) -> None:
+        """Fill the row's slot with it."""
+        self.asked_tokens += row.prompt
+        if known.blocks:
+            cache.load_prefix(slot, _joined([block.prefix for block in known.blocks]))
+            row.done = row.cached = len(known.blocks) * self.block
+            row.changed = sum((Counter(block.changed) for block in known.blocks), Counter())
+            self.hit_tokens += row.cached
+
+    def store(self, row: Row, cache: SlotCache, slot: int) -> None:
+        """Keep the whole blocks of what the row has run."""
+        if not self.kept.capacity:
+            return
+        for index, key in enumerate(self.keys(row, row.done // self.block)):
+            if key not in self.kept:
+                first = index * self.block
+                patch = row.within(first, self.block)
+                block = Block(_copied(cache, slot, first, self.block), self._changes(patch))
+                self.kept.put(key, block, block.prefix.nbytes)
+
+    def keys(self, row: Row, blocks: int) -> Iterator[str]:
+        """SHA-256 of all that each of the row's first blocks depends on."""
+        said = hashlib.sha256(self._base)
+        for index in range(blocks):
+            first, last = index * self.block, (index + 1) * self.block
+            said.update(array("q", row.tokens[first:last]).tobytes())
+            patch = row.within(0, last)
+            under = said.copy()
+            under.update(patch.digest.encode() if patch else b"")
+            yield under.hexdigest()
+
+    def _changes(self, patch: Patch) -> dict[str, int]:
+        """What a forward over one block counted: it would have failed otherwise."""
+        found: Counter[str] = Counter()
+        for operation in patch:
+            for place in self._places(operation):
+                positions = getattr(operation, "positions", None)
+                found[place] += len(positions) if isinstance(positions, tuple) else self.block
+        return dict(found)
+
+    def _places(self, operation: Operation) -> Iterator[str]:
+        if isinstance(operation, Detour):
+            blocks = len(self.hosted.towers[operation.tower])
+            for _, target in operation.pairs(blocks):
+                yield detour_place(operation.tower, target)
+        elif isinstance(operation, Exit):
+            last = len(self.hosted.towers[operation.tower]) - 1
+            after = -1 if operation.after is None else operation.after
+            yield from [f"{operation.tower}.exit"] * (last - after)
+        else:
+            yield operation.site
+
+
+def _joined(prefixes: list[Prefix]) -> Prefix:
+    keys = zip(*(prefix.keys for prefix in prefixes), strict=True)
+    values = zip(*(prefix.values for prefix in prefixes), strict=True)
+    return Prefix(tuple(map(_cat, keys)), tuple(map(_cat, values)))
+
+
+def _cat(parts: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(parts, dim=1)
+
+
+def _copied(cache: SlotCache, slot: int, first: int, tokens: int) -> Prefix:
+    """In memory of its own: a view would keep every slot alive."""
+
+    def cut(held: Tensor) -> Tensor:
+        return held[slot, :, first : first + tokens].clone()
+
+    layers = cache.slot_layers
+    return Prefix(tuple(cut(of.keys) for of in layers), tuple(cut(of.values) for of in layers))

@@ -1,0 +1,281 @@
+"""Rows in slots: they join by reading their prompt, write one token a step, and leave.
+
+Rows that write stand in slots 0, 1, ... in order, so that a step sees their keys and values without
+copying them; behind them stand those that still read. A hole is filled by the last row. Prompts are
+read between two steps, in pieces of a token budget; rows of one length side by side. A row lets at
+most `patience` steps of others by until its first token: then the budget no longer holds it back.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from engines.errors import LogitsNotANumber
+from engines.slots.prefix import Known, Prefixes
+from engines.slots.row import Row
+from engines.slots.sampling import choose
+from engines.slots.waiting import Waiting
+from models.errors import PatchNotApplied
+from models.hosted import HostedModel
+from models.language import Language
+from models.patch import Patch
+
+_log = logging.getLogger(__name__)
+Logits = Float[Tensor, " vocab"]
+
+
+class Scheduler:
+    """The rows of one model; owner thread only.
+
+    Args:
+        hosted: The model.
+        family: Its family.
+        prefixes: What is known of prompts.
+        slots: Rows that are held at once.
+        capacity: Tokens of each, prompt included.
+        budget: Tokens of prompts that are read between two steps.
+        patience: Steps of others until a row's first token; None if the budget is never exceeded.
+        patch_bytes: Of all patches that are held at once.
+    """
+
+    def __init__(  # noqa: PLR0913 - every bound is stated by name
+        self,
+        hosted: HostedModel,
+        family: Language,
+        prefixes: Prefixes,
+        *,
+        slots: int,
+        capacity: int,
+        budget: int,
+        patience: int | None,
+        patch_bytes: int,
+    ) -> None:
+        self.hosted, self.family, self.prefixes = hosted, family, prefixes
+        self.slots, self.budget, self.patience = slots, budget, patience
+        self.patch_bytes = patch_bytes
+        self.cache = family.new_cache(hosted, slots, capacity)
+        self.writing: list[Row] = []
+        self.reading: list[Row] = []
+        self.steps = self.read_tokens = self.written_tokens = 0
+
+    @property
+    def rows(self) -> list[Row]:
+        """In the order of their slots."""
+        return [*self.writing, *self.reading]
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        return self.slots - len(self.writing) - len(self.reading)
+
+    def sweep(self) -> None:
+        """Rows that were cancelled or are too late leave."""
+        for row in self.rows:
+            ending = row.ending()
+            if ending is not None:
+                row.ticket.hear(ending)
+                self._leave(row)
+
+    def read(self, waiting: Waiting) -> None:
+        """Rows join and read their prompts, up to the budget; whoever is due reads on."""
+        spent = 0
+        while self.reading or self._joins(waiting, spent):
+            due = self._is_due(self.reading)
+            if spent >= self.budget and not due:
+                return
+            spent += self._piece(self.budget if due else self.budget - spent)
+
+    def write(self, waiting: Waiting) -> None:
+        """One token for every row that writes, in one forward."""
+        if not self.writing:
+            return
+        beside = [*self.reading, *waiting.first(self.free)]
+        rows = list(self.writing)
+        ids = [row.tokens[row.done :] for row in rows]
+        self._choose(rows, self._run(rows, ids, [row.writes() for row in rows], first=0))
+        for row in rows:
+            if row.over:
+                self._leave(row)
+        self.steps += 1
+        self.written_tokens += len(rows)
+        for row in beside:
+            row.let_by += 1
+
+    def clear(self) -> list[Row]:
+        """All rows, which are forgotten."""
+        rows, self.writing, self.reading = self.rows, [], []
+        return rows
+
+    # --- joining ----------------------------------------------------------------------------------
+
+    def _is_due(self, rows: Sequence[Row]) -> bool:
+        if self.patience is None or not self.writing:
+            return False
+        return max(row.let_by for row in rows) + 1 >= self.patience
+
+    def _joins(self, waiting: Waiting, spent: int) -> bool:
+        """Rows of one length take slots side by side; False if nobody can join now."""
+        come = self._affordable(waiting.first(self.free))
+        if not come or (spent >= self.budget and not self._is_due(come[:1])):
+            return False
+        group = self._alike(come)
+        self.reading += [row for row, _ in group]
+        waiting.take(self.reading)
+        for at, (row, known) in enumerate(group, len(self.writing)):
+            row.begin()
+            try:
+                self.prefixes.load(row, known, self.cache, at)
+            except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
+                row.fail(broken)
+        for row in [row for row, _ in group if row.over]:
+            self._leave(row)
+        return True
+
+    def _affordable(self, rows: Sequence[Row]) -> list[Row]:
+        """The first of them whose patches can be held beside those that are; one at least."""
+        held = sum(row.request.patch.nbytes for row in self.rows)
+        found: list[Row] = []
+        for row in rows:
+            held += row.request.patch.nbytes
+            if held > self.patch_bytes and (found or self.writing or self.reading):
+                break
+            found.append(row)
+        return found
+
+    def _alike(self, come: Sequence[Row]) -> list[tuple[Row, Known]]:
+        """The first row, and others with as many tokens left to read.
+
+        Not side by side: prompts with a common beginning, the second of which will be known.
+        """
+        found: list[tuple[Row, Known]] = []
+        missing: set[str] = set()
+        left = 0
+        for row in come:
+            known = self.prefixes.find(row)
+            left = left or row.prompt - known.tokens
+            fits = (len(found) + 1) * left <= self.budget or not found
+            if row.prompt - known.tokens == left and known.missing not in missing and fits:
+                found.append((row, known))
+                missing |= {known.missing} if known.missing else set()
+        return found
+
+    # --- forwards ---------------------------------------------------------------------------------
+
+    def _piece(self, budget: int) -> int:
+        """The next piece of the prompts that are being read; how many tokens it had."""
+        rows = list(self.reading)
+        tokens = min(rows[0].reading, max(1, budget // len(rows)))
+        ids = [row.tokens[row.done : row.done + tokens] for row in rows]
+        patches = [row.within(row.done, tokens) for row in rows]
+        said = self._run(rows, ids, patches, first=len(self.writing))
+        if not rows[0].reading:
+            # Whoever has read its prompt stands next to those that write already.
+            self.writing, self.reading = [*self.writing, *self.reading], []
+            self._choose(rows, said)
+        for row in rows:
+            if row.over:
+                self._leave(row)
+            elif not row.reading:
+                self._keep(row)
+        self.read_tokens += tokens * len(rows)
+        return tokens * len(rows)
+
+    def _choose(self, rows: Sequence[Row], said: Sequence[Tensor | None]) -> None:
+        """The rows' next tokens, all at once; rows that failed stand beside."""
+        going = [(row, logits) for row, logits in zip(rows, said, strict=True) if not row.over]
+        if not going:
+            return
+        logits = torch.stack([logits for _, logits in going if logits is not None])
+        chosen = choose(logits, [row.draws for row, _ in going])
+        for (row, _), pick in zip(going, chosen, strict=True):
+            if pick is None:
+                row.fail(LogitsNotANumber(row.done))
+            else:
+                row.take(pick)
+
+    def _run(
+        self,
+        rows: Sequence[Row],
+        ids: Sequence[list[int]],
+        patches: Sequence[Patch],
+        *,
+        first: int,
+    ) -> Sequence[Logits | None]:
+        """What the model says behind each row's new tokens; None of a row that failed.
+
+        If the forward breaks, each row is tried by itself.
+        """
+        try:
+            said = self._step(rows, ids, patches, first)
+        except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
+            if len(rows) == 1:
+                rows[0].fail(broken)
+                return [None]
+            _log.warning("A forward of %d rows broke: %s", len(rows), broken)
+            alone = zip(rows, ids, patches, range(first, first + len(rows)), strict=True)
+            return [self._run([r], [i], [p], first=at)[0] for r, i, p, at in alone]
+        for row, new in zip(rows, ids, strict=True):
+            row.done += len(new)
+            row.batch = max(row.batch, len(rows))
+        return said
+
+    def _step(
+        self, rows: Sequence[Row], ids: Sequence[list[int]], patches: Sequence[Patch], first: int
+    ) -> Sequence[Logits | None]:
+        new = torch.tensor(ids, device=self.hosted.device)
+        slots, starts = range(first, first + len(rows)), [row.done for row in rows]
+        if not any(patches):
+            return self.family.step(self.hosted, new, self.cache, slots, starts)
+        run = logits = None
+        try:
+            with self.hosted.planned(patches, tokens=new.shape[1]) as run:
+                logits = self.family.step(self.hosted, new, self.cache, slots, starts)
+        except PatchNotApplied as missed:
+            for at in missed.rows:
+                rows[at].fail(missed)
+        if run is None or logits is None:
+            raise RuntimeError("A forward ended without a word.")
+        for (at, place), tokens in run.changed.items():
+            rows[at].changed[place] += tokens
+        return logits
+
+    # --- leaving ----------------------------------------------------------------------------------
+
+    def _keep(self, row: Row) -> None:
+        """Let others know what the row has read and written."""
+        try:
+            self.prefixes.store(row, self.cache, self.rows.index(row))
+        except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
+            row.fail(broken)
+            self._leave(row)
+
+    def _leave(self, row: Row) -> None:
+        """Free the row's slot; what may not be finite must not stay behind another row's end."""
+        at = self.rows.index(row)
+        if row.finished:
+            self.prefixes.store(row, self.cache, at)
+        else:
+            self.cache.clear(at)
+        if at < len(self.writing):
+            at = self._fill(self.writing, at, 0)
+            self.writing.pop()
+            if self.reading:
+                self._move(at + len(self.reading), at, self.reading[-1])
+                self.reading.insert(0, self.reading.pop())
+        else:
+            self._fill(self.reading, at - len(self.writing), len(self.writing))
+            self.reading.pop()
+
+    def _fill(self, rows: list[Row], at: int, first: int) -> int:
+        """The last of these rows takes that place; which slot is empty now."""
+        last = len(rows) - 1
+        if at != last:
+            self._move(first + last, first + at, rows[last])
+            rows[at] = rows[last]
+        return first + last
+
+    def _move(self, source: int, target: int, row: Row) -> None:
+        self.cache.move(source, target, row.done)
