@@ -7,12 +7,9 @@ import asyncio
 import functools
 import io
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -40,12 +37,13 @@ from models.hosted import HostedModel
 from models.loading import load
 from models.patch import Patch
 from service import adopting
+from service.composing import Compositions
 from service.conflicts import Live, check_conflicts
 from service.conflicts import live as live_edits
 from service.jobs import FIT, JobRunner, Ticket, fact_of, fitting, method_of
 from service.lens import View, lens_told
 from service.limits import within
-from service.orders import EditOrder
+from service.owning import drained
 from service.recipe import Recipe
 from service.registry import Registry
 from service.registry.records import Checks
@@ -61,7 +59,6 @@ from service.workbench import (
     StepDone,
 )
 
-_COMPOSITIONS = 512
 EMBEDDED = "miniature:"
 
 
@@ -110,7 +107,7 @@ class ImageHost:
         self.moments = MomentStore(settings.home / "moments")
         self.banks = PhraseBanks(self.moments)
         self.thresholds = settings.thresholds.over(self.hosted.defaults.get("thresholds", {}))
-        self.compositions = _Compositions(self.hosted, self.deltas.get)
+        self.compositions = Compositions(self.hosted, self.deltas.get)
         self.runner = JobRunner(
             bench=self,
             registry=registry,
@@ -269,33 +266,13 @@ class ImageHost:
         status: Checks
         if fact is None:
             sizes = measure_adapter(self.hosted, delta, self._corpus(), why)
-            told, status = (await self._drained(sizes)).as_dict(), "unmeasured"
+            told, status = (await drained(self.background, sizes)).as_dict(), "unmeasured"
         else:
             live = await asyncio.to_thread(self._live, arrival.tenant, arrival.name)
             work = self._measuring(fact, delta, live, arrival.replaces)
-            measured: report.Report = await self._drained(work)
+            measured: report.Report = await drained(self.background, work)
             told, status = measured.as_dict(), _verdict(measured.passed)
         return Adopted(data=delta.data, header=dict(delta.header), report=told, status=status)
-
-    async def _drained(self, work: Generator[Progress, None, Any]) -> Any:
-        """What the generator returns, drained on the owner thread; it ends if nobody waits."""
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[Any] = loop.create_future()
-
-        def tell(settle: Callable[[Any], None], what: Any) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(lambda: ended.done() or settle(what))
-
-        ticket = self.background(
-            work,
-            lambda _: None,
-            functools.partial(tell, ended.set_result),
-            functools.partial(tell, ended.set_exception),
-        )
-        try:
-            return await ended
-        finally:
-            ticket.cancel()
 
     async def load(self) -> Mapping[str, Any]:
         """Rows active and waiting, cache hits, seconds since the owner thread's last sign."""
@@ -365,36 +342,6 @@ class ImageHost:
         self.runner.stop()
         self.engine.drain(seconds)
         self.engine.stop()
-
-
-class _Compositions:
-    """Joint solutions of edits that requests name together, by their digests and strengths."""
-
-    def __init__(self, hosted: HostedModel, delta: Callable[[str], Delta]) -> None:
-        self.hosted, self.delta = hosted, delta
-        self.kept: OrderedDict[tuple[tuple[str, float], ...], joint.Composition] = OrderedDict()
-        self.lock = Lock()
-
-    def of(self, edits: tuple[EditOrder, ...]) -> joint.Composition:
-        """The composition; the same object for the same edits in any order."""
-        key = tuple(sorted((e.digest, e.strength) for e in edits))
-        with self.lock:
-            if key in self.kept:
-                self.kept.move_to_end(key)
-                return self.kept[key]
-        named = [self._named(edit) for edit in edits]
-        composed = joint.compose(named)
-        self.hosted.check(composed.patch)
-        with self.lock:
-            self.kept[key] = composed
-            while len(self.kept) > _COMPOSITIONS:
-                self.kept.popitem(last=False)
-        return composed
-
-    def _named(self, edit: EditOrder) -> joint.Named:
-        delta = self.delta(edit.digest)
-        delta.check_base(self.hosted, edit.label)
-        return joint.Named(name=edit.label, delta=delta, strength=edit.strength)
 
 
 def _composed(composition: joint.Composition) -> Composed:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from service.errors import BadRequest, BadSteering, NotOffered
 from service.limits import check_edits, within
+from service.orders import SteeringOrder
 from service.schema_language import (
     ChatBody,
     CompletionBody,
@@ -80,6 +81,12 @@ def check_steering(entries: Sequence[SteeringSettings], limits: Limits) -> None:
                 within({f"{where}.{kind}[{j}].strength": asked})
         count += len(entry.features) + len(entry.vectors) + (entry.concept is not None)
     within({"steering": (max(count, len(entries)), limits.steering)})
+
+
+def check_wanted(steering: Sequence[SteeringOrder], limits: Limits) -> None:
+    """Refuse more steering than allowed, however it was named (variant, model name, presets)."""
+    count = sum(len(s.features) + len(s.vectors) + (s.concept is not None) for s in steering)
+    within({"steering": (count, limits.steering)})
 
 
 def _check_generation(body: GenerationBody, prompts: int, limits: Limits) -> None:

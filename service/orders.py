@@ -96,7 +96,7 @@ class TextOrder:
         messages: A conversation for the model's chat template; None for `prompts`.
         prompts: Texts, or token ids.
         seed: Of all choices; each draws from its own generator of it.
-        max_tokens: None as far as the context reaches.
+        max_tokens: Of each choice; None as far as its slot reaches, but not beyond `most`.
         logprobs: None for none, else how many of the likeliest tokens are told beside the chosen.
         compare: Whether each choice has a plain twin: the same seed and edits, no steering.
         streamed: Whether `Wrote` events are wanted; else all of it stands in `Ended`.
@@ -110,6 +110,7 @@ class TextOrder:
     seed: int = 0
     sampling: SamplingOrder = field(default_factory=SamplingOrder)
     max_tokens: int | None = None
+    most: int = 4096
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     edits: tuple[EditOrder, ...] = ()
@@ -147,10 +148,9 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Likely:
-    """A token and its log-probability before temperature and filters."""
+    """A token and its log-probability before bias, penalties and temperature."""
 
     text: str
-    data: bytes
     logprob: float
 
 

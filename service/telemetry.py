@@ -29,6 +29,7 @@ class Telemetry:
     requests: Counter = field(init=False)
     seconds: Histogram = field(init=False)
     images: Counter = field(init=False)
+    tokens: Counter = field(init=False)
     rows: Gauge = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,6 +49,12 @@ class Telemetry:
             ),
             "images": Counter(
                 "tiller_images", "Pictures drawn.", ["model", "edited"], registry=self.numbers
+            ),
+            "tokens": Counter(
+                "tiller_tokens",
+                "Tokens that language models read and wrote.",
+                ["model", "steered", "what"],
+                registry=self.numbers,
             ),
             "rows": Gauge(
                 "tiller_engine", "What an engine tells.", ["model", "what"], registry=self.numbers
