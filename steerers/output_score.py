@@ -21,7 +21,7 @@ from steerers.dictionary import Dictionary
 from steerers.errors import UnknownFeature
 from steerers.lens import language_of, lens, tile_rows
 from steerers.prompted import Prompted, prompted
-from steerers.score import Neutral, RowStatistics, Score, ScoreSettings, statistics
+from steerers.score import REFERENCE, Neutral, RowStatistics, Score, ScoreSettings, statistics
 
 BATCH = 256
 """Features that run through the layers together."""
@@ -51,7 +51,7 @@ class Scorer:
 
     hosted: HostedModel
     dictionary: Dictionary
-    settings: ScoreSettings = ScoreSettings()
+    settings: ScoreSettings = REFERENCE
     read: Prompted | None = None
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class Scorer:
         return self.prompt.last(self.dictionary.site).float().to(there)
 
     def _steered(self, features: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """x + s * A * d_f; the change is computed in float32 and added as the model computes."""
+        """Move the token by s * A * d_f; the change is in float32, the sum in the model's dtype."""
         dictionary, base = self.dictionary, self._base.last(self.dictionary.site)
         rows = dictionary.decoder[features.to(dictionary.decoder.device)]
         amount = self.settings.factor * self.neutral.a_max * dictionary.output_scale(self._x)
@@ -140,7 +140,7 @@ class Scorer:
         parts = [statistics(logits.expand(len(ids), -1), ids) for ids in tokens.split(_ROWS)]
         return RowStatistics.joined(parts)
 
-    def _record(  # noqa: PLR0913 - one row of the columns
+    def _record(  # noqa: PLR0913, PLR0917 - one row of the columns
         self,
         feature: int,
         tokens: list[int],

@@ -108,7 +108,7 @@ class Score:
 
     @property
     def delta_confidence(self) -> float | None:
-        """log p_max(base) - log p_max(steered): Delta C with k = 1 (arXiv 2510.03659)."""
+        """Delta C with k = 1, log p_max(before) - log p_max(after) (arXiv 2510.03659)."""
         if not self.p_max_before or not self.p_max_after:
             return None
         return math.log(self.p_max_before) - math.log(self.p_max_after)
