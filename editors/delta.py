@@ -1,10 +1,6 @@
-"""A delta: thin factors and one header string; its bytes are its identity.
-
-One metadata key holding sorted JSON: with several keys safetensors writes other bytes at each save.
-"""
+"""A delta: thin factors and one header string; its bytes are its identity."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,14 +8,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from editors.errors import BadDelta
 from models.errors import WrongBase
 from models.hosted import HostedModel
 from models.patch import LowRank, Patch
+from models.tensor_file import pack, unpack
 
 FORMAT = 1
 _NAMES = ("left", "right", "keys", "solved", "values")
@@ -69,12 +64,11 @@ class Delta:
     def data(self) -> bytes:
         """The safetensors file; the same bytes for the same delta, in any process."""
         tensors = {
-            f"{site}.{name}": getattr(self.factors[site], name).float().contiguous().clone()
+            f"{site}.{name}": getattr(self.factors[site], name)
             for site in sorted(self.factors)
             for name in _NAMES
         }
-        header = json.dumps({**self.header, "format": FORMAT}, sort_keys=True, ensure_ascii=True)
-        return save(tensors, metadata={"header": header})
+        return pack(tensors, self.header, FORMAT)
 
     @cached_property
     def digest(self) -> str:
@@ -90,19 +84,11 @@ class Delta:
                 give its values at its keys to 1e-4.
         """
         limits = limits or Limits()
-        if len(data) > limits.file_bytes:
-            raise BadDelta(f"The file has {len(data)} bytes; {limits.file_bytes} are allowed.")
-        size = int.from_bytes(data[:8], "little")
-        if len(data) < 16 or size > limits.header_bytes:
-            raise BadDelta("This is not a safetensors file, or its header is too large.")
         try:
-            tensors = load(data)
-            header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["header"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as broken:
-            raise BadDelta(f"This is not a delta file: {type(broken).__name__}.") from broken
-        if header.get("format") != FORMAT:
-            raise BadDelta(f"Format {header.get('format')!r} is not known; this is {FORMAT}.")
-        delta = cls({k: v for k, v in header.items() if k != "format"}, _grouped(tensors))
+            header, tensors = unpack(data, FORMAT, limits.file_bytes, limits.header_bytes)
+        except ValueError as broken:
+            raise BadDelta(str(broken)) from broken
+        delta = cls(header, _grouped(tensors))
         for site, factors in delta.factors.items():
             _check(site, factors, limits)
         return delta
@@ -156,9 +142,3 @@ def _check(site: str, f: Factors, limits: Limits) -> None:
     off = float((given - f.values.double()).norm() / f.values.double().norm().clamp_min(1e-30))
     if m and off > 1e-4:
         raise BadDelta(f"The factors at {site} miss their values by {off:.2g}.")
-
-
-def header_of(data: bytes) -> dict[str, Any]:
-    """The header of a delta file on disk or in memory, without its tensors."""
-    size = int.from_bytes(data[:8], "little")
-    return json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["header"])

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from editors import lora
-from editors.delta import Delta, header_of
+from editors.delta import Delta
 from editors.errors import BadDelta
 from editors.fact import Fact
 from models.hosted import HostedModel
+from models.tensor_file import header_of
 from service.jobs import fact_of
 from service.limits import check_fact
 from service.lineage import TOOL

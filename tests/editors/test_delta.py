@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from editors.delta import Delta, Factors, Limits, header_of
+from editors.delta import Delta, Factors, Limits
 from editors.errors import BadDelta
+from models.tensor_file import header_of
 
 SITE = "text_encoder.text_model.encoder.layers.1.mlp.fc2"
 
