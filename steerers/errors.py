@@ -23,6 +23,99 @@ class WrongDictionary(Refusal):
         )
 
 
+class UnsupportedDictionary(Refusal):
+    """An SAE of a kind that is not read: named, never guessed."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(
+            f"{where} is not read: {what}.",
+            remedy="Use a ReLU, JumpReLU, TopK, BatchTopK, Matryoshka or gated SAE of a stream.",
+            param="sae",
+        )
+
+
+class UnsupportedHook(Refusal):
+    """A place of the model that no stream site names."""
+
+    def __init__(self, hook: str, what: str) -> None:
+        super().__init__(
+            f"An SAE or vector at {hook!r} cannot be used: {what}.",
+            remedy="Use one of a decoder layer's output (hook_resid_post) or of the embedding.",
+            param="site",
+        )
+
+
+class SiteNotDeclared(Refusal):
+    """Neither the files nor their path say where an SAE or vector belongs."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where} does not say which site it belongs to.",
+            remedy="Name it, like lm.block.12: as `site`, or in a `tiller.json` beside the files.",
+            param="site",
+        )
+
+
+class UnknownLayout(Refusal):
+    """A folder or file in which no reader knows an SAE."""
+
+    def __init__(self, where: str, found: str, known: str) -> None:
+        super().__init__(
+            f"{where} holds no SAE that is known; it has {found or 'no files'}.",
+            remedy=f"Give the folder or file of one SAE in a layout of: {known}.",
+            param="sae",
+        )
+
+
+class PickleRefused(Refusal):
+    """A file that would have to run code to be read."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(
+            f"{where} is not read: {why}.",
+            remedy="Save its plain tensors as safetensors.",
+            param="path",
+        )
+
+
+class BadFile(Refusal):
+    """A file of tensors that is broken, too large, or lacks what it should hold."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, remedy="Download or export it again.", param="path")
+
+
+class FilesNotFound(Refusal):
+    """A folder or file that does not exist, or a hub id that cannot be fetched."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"There is nothing at {where}.",
+            remedy="Give a folder, a file, or owner/repository/folder on the hub.",
+            param="path",
+        )
+
+
+class CannotWrite(Refusal):
+    """An SAE that a published layout has no words for."""
+
+    def __init__(self, sae: str, layout: str, why: str) -> None:
+        super().__init__(
+            f"{sae} cannot be written as {layout}: {why}.",
+            remedy="Write it in the other layout.",
+            param="format",
+        )
+
+
+class BadVector(Refusal):
+    """A control vector that is none: another shape, not finite, or zero."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            problem, remedy="Give one finite vector that is not zero for each site.", param="vector"
+        )
+
+
 class UnknownFeature(Refusal):
     """A feature number that the SAE does not have."""
 
@@ -94,9 +187,7 @@ class NothingToSteer(Refusal):
     """The change would be zero, or there is no token that it could change."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(
-            problem, remedy="Leave steering out for a plain answer.", param="steering"
-        )
+        super().__init__(problem, remedy="Leave steering out for a plain answer.", param="steering")
 
 
 class ModeNotPossible(Refusal):
