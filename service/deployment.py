@@ -20,6 +20,7 @@ from models.family import Lens
 from service import haproxy
 from service.app import build
 from service.errors import BadSettings, HostLost, NotReady, PortTaken
+from service.questions import Question
 from service.settings import Model, Server, Settings
 from service.signals import stop_on_signals
 from service.telemetry import log_as_json
@@ -129,6 +130,10 @@ class RemoteHost:
     async def adopt(self, arrival: Arrival) -> Adopted:
         """As `Host`."""
         return await self._ask("adopt", arrival)
+
+    async def answer(self, question: Question) -> Any:
+        """As `Host`."""
+        return await self._ask("answer", question)
 
     async def load(self) -> Mapping[str, Any]:
         """As `Host`."""

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-import miniature
 from editors import joint, lora, report
 from editors.adapter_report import measure_adapter
 from editors.delta import Delta
@@ -40,14 +39,18 @@ from service import adopting
 from service.composing import Compositions
 from service.conflicts import Live, check_conflicts
 from service.conflicts import live as live_edits
+from service.errors import WrongModality
 from service.jobs import FIT, JobRunner, Ticket, fact_of, fitting, method_of
 from service.lens import View, lens_told
 from service.limits import within
+from service.modality import WritesNothing
 from service.owning import drained
+from service.questions import ListSaes, Question
 from service.recipe import Recipe
 from service.registry import Registry
 from service.registry.records import Checks
 from service.settings import Model, Settings
+from service.weights import corpus_of, weights_of
 from service.workbench import (
     Adopted,
     Arrival,
@@ -59,10 +62,8 @@ from service.workbench import (
     StepDone,
 )
 
-EMBEDDED = "miniature:"
 
-
-class ImageHost:
+class ImageHost(WritesNothing):
     """One hosted model. Construction loads the weights and draws one picture to warm up."""
 
     def __init__(self, model: Model, settings: Settings, registry: Registry) -> None:
@@ -274,6 +275,12 @@ class ImageHost:
             told, status = measured.as_dict(), _verdict(measured.passed)
         return Adopted(data=delta.data, header=dict(delta.header), report=told, status=status)
 
+    async def answer(self, question: Question) -> Any:
+        """A model that draws has no dictionaries."""
+        if isinstance(question, ListSaes):
+            return []
+        raise WrongModality(self.name, self.family.modality, "language")
+
     async def load(self) -> Mapping[str, Any]:
         """Rows active and waiting, cache hits, seconds since the owner thread's last sign."""
         return {**self.engine.load(), "heartbeat_seconds": self.engine.heartbeat(), "up": 1.0}
@@ -425,17 +432,3 @@ def describe(hosted: HostedModel, started: int) -> dict[str, Any]:
 
 def _verdict(passed: bool) -> Checks:
     return "ready" if passed else "failed_checks"
-
-
-def weights_of(model: Model) -> str:
-    """Where the model's weights are; `miniature:<name>` is the embedded one."""
-    if not model.path.startswith(EMBEDDED):
-        return model.path
-    return str(miniature.weights_path(model.path.removeprefix(EMBEDDED)))
-
-
-def corpus_of(model: Model) -> Path:
-    """The captions that say what the text encoder usually reads."""
-    if model.corpus.path:
-        return Path(model.corpus.path)
-    return Path(miniature.__file__).parent / "cases" / "captions.txt"

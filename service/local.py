@@ -15,6 +15,7 @@ from models.family import Lens
 from service.app import build
 from service.errors import NotReady, PortTaken
 from service.hosting import ImageHost
+from service.questions import Question
 from service.registry import Registry
 from service.settings import Model, Settings
 from service.telemetry import log_as_json
@@ -98,6 +99,10 @@ class LocalHost:
     async def adopt(self, arrival: Arrival) -> Adopted:
         """As `ImageHost`."""
         return await self.ready.adopt(arrival)
+
+    async def answer(self, question: Question) -> Any:
+        """As `Host`."""
+        return await self.ready.answer(question)
 
     async def load(self) -> Mapping[str, Any]:
         """As `ImageHost`."""

@@ -14,6 +14,7 @@ from service.auth import Doorman
 from service.errors import OpenDoor, ShuttingDown, UnknownModel
 from service.orders import EditOrder, TextEvent, TextOrder
 from service.pictures import Pictures
+from service.questions import Question
 from service.registry import Registry, open_registry
 from service.registry.records import Checks
 from service.settings import Settings
@@ -164,6 +165,10 @@ class Host(Protocol):
 
     async def adopt(self, arrival: Arrival) -> Adopted:
         """Check and measure a delta or a PEFT adapter from outside."""
+        ...
+
+    async def answer(self, question: Question) -> Any:
+        """What is asked about its dictionaries and vectors: see `service.questions`."""
         ...
 
     async def load(self) -> Mapping[str, Any]:

@@ -59,6 +59,17 @@ class UnknownEdit(Refusal):
         )
 
 
+class UnknownName(UnknownEdit):
+    """No preset or vector of that name; it may be the name of something else."""
+
+    def __init__(self, what: str, name: str) -> None:
+        super(UnknownEdit, self).__init__(
+            f"There is no {what} {name!r}.",
+            remedy=f"GET /v1/{what}s lists the names.",
+            param="name",
+        )
+
+
 class UnknownVersion(Refusal):
     """The name exists, the version does not."""
 
