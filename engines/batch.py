@@ -70,15 +70,51 @@ def packed(guided: Sequence[bool]) -> tuple[list[Place], int]:
 
 def assemble(
     entries: Sequence[Entry], places: Sequence[Place], width: int
-) -> tuple[Tensor, Tensor, Conditioning]:
-    """Latents (width, c, h, w), timesteps (width,) and conditioning; zeros where nobody is."""
-    first = entries[0]
-    latents = first.latents.new_zeros(width, *first.latents.shape[1:])
-    timesteps = torch.zeros(width)
-    rows = [first.conditional.each(torch.zeros_like)] * width
+) -> tuple[Float[Tensor, "width c h w"], Float[Tensor, " width"]]:
+    """Latents and timesteps of one denoiser call; zeros where nobody is."""
+    first = entries[0].latents
+    latents, timesteps = first.new_zeros(width, *first.shape[1:]), torch.zeros(width)
     for entry, place in zip(entries, places, strict=True):
-        beside = ((place.prompt, entry.conditional), (place.negative, entry.unconditional))
-        for at, reads in beside:
-            if at is not None and reads is not None:
-                latents[at], timesteps[at], rows[at] = entry.latents[0], entry.timestep, reads
-    return latents, timesteps.to(latents.device), Conditioning.stack(rows)
+        for at in (place.prompt, place.negative):
+            if at is not None:
+                latents[at], timesteps[at] = entry.latents[0], entry.timestep
+    return latents, timesteps.to(latents.device)
+
+
+@dataclass
+class Texts:
+    """What the rows of one key read, stacked anew only when other rows stand there.
+
+    As long as they are the same, the denoiser is handed the same tensors, and need not project the
+    texts at every step (`models.cross_attention`).
+    """
+
+    standing: tuple[tuple[Conditioning, int], ...] = ()
+    width: int = 0
+    stacked: Conditioning | None = None
+
+    def of(self, entries: Sequence[Entry], places: Sequence[Place], width: int) -> Conditioning:
+        """The conditioning of one denoiser call; zeros where nobody is."""
+        standing = tuple(
+            (reads, at)
+            for entry, place in zip(entries, places, strict=True)
+            for reads, at in (
+                (entry.conditional, place.prompt),
+                (entry.unconditional, place.negative),
+            )
+            if at is not None and reads is not None
+        )
+        if self.stacked is None or width != self.width or not _same(standing, self.standing):
+            rows = [standing[0][0].each(torch.zeros_like)] * width
+            for reads, at in standing:
+                rows[at] = reads
+            self.standing, self.width, self.stacked = standing, width, Conditioning.stack(rows)
+        return self.stacked
+
+
+def _same(
+    these: Sequence[tuple[Conditioning, int]], those: Sequence[tuple[Conditioning, int]]
+) -> bool:
+    """Whether the very same conditionings stand at the same places."""
+    pairs = zip(these, those, strict=False)
+    return len(these) == len(those) and all(a is b and i == j for (a, i), (b, j) in pairs)

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from engines import samplers
-from engines.batch import Entry, Key, Place, assemble, fixed, key_of, packed
+from engines.batch import Entry, Key, Place, Texts, assemble, fixed, key_of, packed
 from engines.cache import Embedding, Embeddings, Reading
 from engines.errors import (
     BadRow,
@@ -157,6 +157,7 @@ class DiffusionEngine:
         self.embeddings = Embeddings(hosted, hosted.family, cache_bytes, together=mode == "fast")
         self._waiting: deque[Ticket] = deque()
         self._rows: dict[Key, list[_Row]] = {}
+        self._texts: dict[Key, Texts] = {}
         self._draining = False
         self._pace = _UNKNOWN_PACE
         self._owner = Owner(f"owner-{hosted.name}", self, threads)
@@ -318,6 +319,7 @@ class DiffusionEngine:
         with self._owner.wake:
             _sweep(self._waiting, lambda ticket: ticket)
         self._rows = {key: rows for key, rows in self._rows.items() if rows}
+        self._texts = {key: texts for key, texts in self._texts.items() if key in self._rows}
 
     def _join(self) -> None:
         """Whoever finds a free slot reads its texts and stands in its batch."""
@@ -393,7 +395,9 @@ class DiffusionEngine:
 
     def _denoise(self, rows: Sequence[_Row], key: Key) -> list[Tensor]:
         places, width = self._places(rows, key)
-        latents, timesteps, reads = assemble([row.entry() for row in rows], places, width)
+        entries = [row.entry() for row in rows]
+        latents, timesteps = assemble(entries, places, width)
+        reads = self._texts.setdefault(key, Texts()).of(entries, places, width)
         said = self.family.denoise(self.hosted, latents, timesteps, reads)
         return [self._guided(row, place, said) for row, place in zip(rows, places, strict=True)]
 

@@ -21,6 +21,7 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.cross_attention import remember_texts
 from models.errors import BadSize, NotSafetensors, UnknownSampler, UnsupportedFamily
 from models.family import Beside, LoadOptions, TextToImage
 from models.fingerprint import canonical, fingerprint, joined
@@ -84,6 +85,7 @@ class Pipeline(TextToImage):
         text_towers, clip = self.text_towers(name, folder, pipeline, options)
         for module in (*modules.values(), *([clip] if clip is not None else [])):
             module.to(options.device)
+        self._lay_out(modules, options)
         prints = {a: fingerprint(folder / a, options.cache) for a in self.towers}
         return HostedModel(
             name=name,
@@ -101,6 +103,17 @@ class Pipeline(TextToImage):
             defaults=options.defaults,
             reread=lambda: joined({a: fingerprint(folder / a) for a in self.towers}),
         )
+
+    def _lay_out(self, modules: Mapping[str, Any], options: LoadOptions) -> None:
+        """Convolutions in the layout in which they are fastest, texts projected once a batch.
+
+        On a CPU a denoiser of bfloat16 is faster as it is saved; all others with channels last.
+        """
+        remember_texts(modules[self.denoiser])
+        if self.coder is not None:
+            _channels_last(modules[self.coder])
+        if options.dtype == torch.float32 or options.device.type != "cpu":
+            _channels_last(modules[self.denoiser])
 
     def _check_parts(self, folder: Path, parts: Sequence[str]) -> None:
         index = folder / "model_index.json"
@@ -181,6 +194,12 @@ class Pipeline(TextToImage):
             accepted = {k: v for k, v in config.items() if k in known}
             found[name] = kind.from_config(accepted, **self.stated.get(name, {}))
         return found
+
+
+def _channels_last(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def within(patch: Patch, encoder: str, tower: str) -> Patch:

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.batch import Entry, Place, assemble, fixed, key_of, packed
+from engines.batch import Entry, Place, Texts, assemble, fixed, key_of, packed
 from models.family import Conditioning
 
 
@@ -42,11 +42,29 @@ def entry(value, *, guided, pooled=False):
 def test_each_entry_stands_at_its_place_and_nobody_is_zero():
     entries = [entry(5.0, guided=True, pooled=True), entry(7.0, guided=True, pooled=True)]
     places, width = fixed([1, 2], 3, guided=True)
-    latents, timesteps, reads = assemble(entries, places, width)
+    latents, timesteps = assemble(entries, places, width)
+    reads = Texts().of(entries, places, width)
     assert timesteps.tolist() == [0, 5, 7, 0, 5, 7]
     assert latents[:, 0, 0, 0].tolist() == [0, 5, 7, 0, 5, 7]
     assert reads.sequence[:, 0, 0].tolist() == [0, 5, 7, 0, -5, -7]
     assert reads.pooled is not None and reads.pooled[:, 0].tolist() == [0, 5, 7, 0, -5, -7]
+
+
+def test_texts_are_stacked_anew_only_when_other_rows_stand_there():
+    texts, (one, two) = Texts(), (entry(5.0, guided=True), entry(7.0, guided=True))
+    places, width = packed([True, True])
+    first = texts.of([one, two], places, width)
+    later = Entry(
+        latents=one.latents + 1,
+        timestep=one.timestep - 1,
+        conditional=one.conditional,
+        unconditional=one.unconditional,
+    )
+    assert texts.of([later, two], places, width) is first
+    assert texts.of([two, one], places, width) is not first
+    assert texts.of([one], places[:1], width).sequence[:, 0, 0].tolist() == [5, 0, -5, 0]
+    wider = texts.of([one, two], places, width + 4)
+    assert wider.sequence.shape[0] == width + 4
 
 
 def test_rows_with_and_without_guidance_share_a_call_only_where_they_are_packed():
