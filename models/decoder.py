@@ -1,7 +1,7 @@
 """Where things stand in a decoder, found by structure, and which keys a token may look at.
 
 The stack is the module that holds both the token embeddings and the decoder layers, wherever a
-class puts it: at `model` in Llama, `transformer` in GPT-2, `model.language_model` in the models that
+class puts it: at `model` in Llama, `transformer` in GPT-2, `model.language_model` in models that
 also see. A linear layer is named by its layer and its path inside it, `lm.layers.7.mlp.down_proj`.
 """
 
@@ -75,14 +75,14 @@ class Decoder:
     @cached_property
     def turns_by_type(self) -> bool:
         """Whether the rotation differs between layer types, as in Gemma 3."""
-        forward = type(self.rotary).forward
-        return "layer_type" in inspect.signature(forward).parameters
+        rotary = self.rotary
+        return rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
 
     def turns(
         self, stream: Float[Tensor, "rows tokens d"], positions: Int[Tensor, "rows tokens"]
     ) -> Mapping[str, Any]:
         """Per layer type the rotations of these positions; None where positions are learned."""
-        types = dict.fromkeys(self.layer_types)
+        types: dict[str, Any] = dict.fromkeys(self.layer_types)
         if self.rotary is None:
             return types
         if self.turns_by_type:
@@ -123,7 +123,7 @@ def linears_of(decoder: Decoder) -> dict[str, nn.Module]:
     }
 
 
-def masks(  # noqa: PLR0913 - the geometry of a forward
+def masks(
     decoder: Decoder,
     positions: Int[Tensor, "rows tokens"],
     starts: Sequence[int],

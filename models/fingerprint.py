@@ -18,17 +18,19 @@ from torch import Tensor
 
 from models.errors import NotSafetensors
 
-_ALGORITHM = 2
+_ALGORITHM = 3
 """Part of every stamp: raise it whenever a value below is computed in another way."""
 
 # What in a configuration says which function the weights compute; the rest is bookkeeping.
 _ARCHITECTURE = (
+    "activation_function",
     "attn_logit_softcapping",
     "d_ff",
     "d_kv",
     "d_model",
     "eos_token_id",
     "feed_forward_proj",
+    "final_logit_softcapping",
     "head_dim",
     "hidden_act",
     "hidden_activation",
@@ -38,18 +40,24 @@ _ARCHITECTURE = (
     "layer_norm_epsilon",
     "layer_types",
     "max_position_embeddings",
+    "n_head",
+    "n_layer",
     "num_attention_heads",
     "num_heads",
     "num_hidden_layers",
     "num_key_value_heads",
     "num_layers",
+    "partial_rotary_factor",
     "query_pre_attn_scalar",
     "relative_attention_max_distance",
     "relative_attention_num_buckets",
     "rms_norm_eps",
+    "rope_local_base_freq",
     "rope_parameters",
     "rope_scaling",
     "rope_theta",
+    "scale_attn_by_inverse_layer_idx",
+    "scale_attn_weights",
     "sliding_window",
     "use_bidirectional_attention",
     "vocab_size",

@@ -10,7 +10,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -45,6 +45,8 @@ class Language(Family):
     applies = APPLIES
     model: type[Any]
     """Its class with a language head."""
+    writing: Literal["slots", "generate"] = "slots"
+    """Whether its rows share forwards (`step`), or the library writes them one at a time."""
     default_attention: str = "sdpa"
     """The attention implementation, stated: `sdpa` where it is exact, else `eager`."""
 
@@ -127,7 +129,7 @@ class Language(Family):
         return hosted.parts["tokenizer"].special_ids
 
     def tokenize(self, hosted: HostedModel, text: str, *, special: bool = True) -> list[int]:
-        """The ids of a text, with the marks that the tokenizer puts around it unless told not to."""
+        """The ids of a text; `special` says whether with the tokenizer's marks around it."""
         return hosted.parts["tokenizer"].ids(text, special=special)
 
     def detokenize(self, hosted: HostedModel, ids: Sequence[int], *, special: bool = False) -> str:
@@ -149,7 +151,7 @@ class Language(Family):
         return SlotCache(shapes, slots, capacity, hosted.dtype, hosted.device)
 
     @torch.inference_mode()
-    def step(  # noqa: PLR0913 - where each row stands is stated
+    def step(
         self,
         hosted: HostedModel,
         ids: Int[Tensor, "rows tokens"],
@@ -162,7 +164,7 @@ class Language(Family):
         """Run the rows' new tokens and keep their keys and values.
 
         Row i's tokens stand at positions starts[i], starts[i] + 1, ... of slot slots[i] and see all
-        that stands before them there. It is the same call for a prompt, for a piece of one and for a
+        that stands before them there. It is the same call for a prompt, a piece of one and a
         single new token.
 
         Returns:
@@ -174,8 +176,7 @@ class Language(Family):
         cache.open(slots, starts, ids.shape[1])
         stream = self.embed(hosted, ids, self._positions(hosted, starts, ids.shape[1]))
         stream = self.run_layers(hosted, stream, 0, cache)
-        said = self.soft_cap(hosted, self.unembed(hosted, stream if every else stream[:, -1]))
-        return said
+        return self.soft_cap(hosted, self.unembed(hosted, stream if every else stream[:, -1]))
 
     def logits(
         self, hosted: HostedModel, ids: Int[Tensor, "rows tokens"]

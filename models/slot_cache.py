@@ -65,8 +65,8 @@ class Prefix:
 class SlotLayer(CacheLayerMixin):
     """One layer's slots."""
 
-    keys: Tensor
-    values: Tensor
+    keys: Tensor  # pyright: ignore[reportIncompatibleVariableOverride] - never None here
+    values: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, keys: Float[Tensor, "slots heads capacity dim"]) -> None:
         super().__init__()

@@ -60,6 +60,7 @@ def toy_qwen_tokenizer(around: str) -> Qwen2Tokenizer:
 
 
 def behind_spaces(text: str, space: str) -> list[str]:
+    """The words of a text that stand behind a space, with the sign that says so."""
     return [f"{space}{word}" for word in re.findall(r"(?<= )\w+", text)]
 
 
@@ -70,6 +71,7 @@ def grown(words: Iterable[str]) -> list[Any]:
 
 
 def numbered(symbols: Iterable[str]) -> dict[str, int]:
+    """Each symbol's id: its place among the different ones."""
     return {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}
 
 

@@ -1,6 +1,6 @@
 """Llama 2 and 3, and what shares their class: TinyLlama, SmolLM, Vicuna.
 
-Rotations that Llama 3.1 stretches (`rope_type: llama3`) are fixed tables, so every length is served.
+Rotations that Llama 3.1 stretches (`rope_type: llama3`) are fixed tables: every length is served.
 """
 
 from pathlib import Path
