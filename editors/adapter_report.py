@@ -76,7 +76,7 @@ def measure_adapter(
             found = _squares(hosted, tower, own, texts[start : start + _BATCH])
             sums |= {s: (sums[s][0] + a, sums[s][1] + b) for s, (a, b) in found.items()}
         yield Progress(stage="report", done=min(start + _BATCH, len(texts)), total=len(texts))
-    sites = {s: _size(hosted, s, f, *sums[s]) for s, f in sorted(delta.factors.items())}
+    sites = {s: size_of(hosted, s, f, *sums[s]) for s, f in sorted(delta.factors.items())}
     return AdapterReport(
         sites=sites,
         leak=max(size.leak for size in sites.values()),
@@ -104,7 +104,10 @@ def _squares(
     return found
 
 
-def _size(hosted: HostedModel, site: str, factors: Factors, change: float, own: float) -> SiteSize:
+def size_of(
+    hosted: HostedModel, site: str, factors: Factors, change: float, own: float
+) -> SiteSize:
+    """A site's entry, from summed squares of the change and of the layer's own output."""
     weight = hosted.linears[site].weight
     assert isinstance(weight, Tensor)  # noqa: S101 - a linear layer has one
     norm = float(torch.linalg.matrix_norm(factors.left.double() @ factors.right.double()))

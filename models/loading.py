@@ -56,6 +56,15 @@ def load(  # noqa: PLR0913 - every setting is stated by name
     return _family(folder, str(where), family).load(name, folder, options)
 
 
+def family_of(where: str | Path, kind: str | None = None) -> Family:
+    """The family that recognises the model of a folder or hub id, before anything is loaded.
+
+    Raises:
+        ModelNotFound, UnsupportedFamily, UnknownSetting: As `load`.
+    """
+    return _family(_folder(where), str(where), kind)
+
+
 def _family(folder: Path, where: str, kind: str | None) -> Family:
     if kind is not None and kind not in FAMILIES:
         raise UnknownSetting("family", kind, ", ".join(FAMILIES))

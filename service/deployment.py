@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from models.family import Lens
 from service import haproxy
 from service.app import build
 from service.errors import BadSettings, HostLost, NotReady, PortTaken
+from service.orders import TextEvent, TextOrder
 from service.questions import Question
 from service.settings import Model, Server, Settings
 from service.signals import stop_on_signals
@@ -45,18 +46,22 @@ class EngineReplica:
     """One hosted model in a process of its own."""
 
     def __init__(self, model: Model, settings: Settings) -> None:
-        from service.hosting import ImageHost
+        from service.hosts import host_of
 
         log_as_json()
-        self.host = ImageHost(model, settings, open_home(settings))
+        self.host = host_of(model, settings, open_home(settings))
         self.host.start()
 
-    async def draw(self, order: ImageOrder | LensOrder) -> AsyncIterator[HostEvent | Refusal]:
+    async def serve(
+        self, order: ImageOrder | LensOrder | TextOrder
+    ) -> AsyncIterator[HostEvent | TextEvent | Refusal]:
         """The host's events; a refusal is the last one, since exceptions change on the way."""
+        from service.hosts import events_of
+
         try:
-            drawing = self.host.look if isinstance(order, LensOrder) else self.host.draw
-            async for happened in drawing(order):  # type: ignore[arg-type] - each has its own
-                yield happened
+            async with aclosing(events_of(self.host, order)) as events:  # type: ignore[type-var]
+                async for happened in events:
+                    yield happened
         except Refusal as refusal:
             yield refusal
 
@@ -94,7 +99,11 @@ class RemoteHost:
 
     def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
         """As `Host`."""
-        return self._drawing(order)
+        return self._events(order)
+
+    def write(self, order: TextOrder) -> AsyncIterator[TextEvent]:
+        """As `Host`."""
+        return self._events(order)
 
     async def lens(self, encoder: str | None) -> Lens:
         """As `Host`; asked once per encoder that there is, then remembered."""
@@ -104,10 +113,10 @@ class RemoteHost:
 
     def look(self, order: LensOrder) -> AsyncIterator[HostEvent]:
         """As `Host`."""
-        return self._drawing(order)
+        return self._events(order)
 
-    async def _drawing(self, order: ImageOrder | LensOrder) -> AsyncIterator[HostEvent]:
-        events = self.handle.options(stream=True).draw.remote(order)
+    async def _events(self, order: ImageOrder | LensOrder | TextOrder) -> AsyncIterator[Any]:
+        events = self.handle.options(stream=True).serve.remote(order)
         try:
             async for happened in events:
                 yield _or_raise(happened)

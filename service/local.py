@@ -14,7 +14,8 @@ from models.errors import Refusal
 from models.family import Lens
 from service.app import build
 from service.errors import NotReady, PortTaken
-from service.hosting import ImageHost
+from service.hosts import AnyHost, host_of
+from service.orders import TextEvent, TextOrder
 from service.questions import Question
 from service.registry import Registry
 from service.settings import Model, Settings
@@ -32,7 +33,7 @@ from service.workbench import (
 
 
 class LocalHost:
-    """An `ImageHost` of this process that loads in the background."""
+    """A host of this process that loads in the background."""
 
     def __init__(self, model: Model, settings: Settings, registry: Registry) -> None:
         self.name, self.host, self.broken = model.name, None, None
@@ -40,12 +41,12 @@ class LocalHost:
         self._thread = threading.Thread(target=self._load, name=f"load-{model.name}", daemon=True)
         self._thread.start()
 
-    host: ImageHost | None
+    host: AnyHost | None
     broken: Refusal | None
 
     def _load(self) -> None:
         try:
-            host = ImageHost(*self._make)
+            host = host_of(*self._make)
             host.start()
             self.host = host
         except Refusal as refusal:
@@ -56,7 +57,7 @@ class LocalHost:
             raise error from None
 
     @property
-    def ready(self) -> ImageHost:
+    def ready(self) -> AnyHost:
         """The loaded host.
 
         Raises:
@@ -69,35 +70,41 @@ class LocalHost:
         return self.host
 
     async def card(self) -> Mapping[str, Any]:
-        """As `ImageHost`."""
+        """As `Host`."""
         return await self.ready.card()
 
     async def draw(self, order: ImageOrder) -> AsyncIterator[HostEvent]:
-        """As `ImageHost`."""
+        """As `Host`."""
         async with aclosing(self.ready.draw(order)) as events:  # type: ignore[type-var]
             async for happened in events:
                 yield happened
 
     async def lens(self, encoder: str | None) -> Lens:
-        """As `ImageHost`."""
+        """As `Host`."""
         return await self.ready.lens(encoder)
 
     async def look(self, order: LensOrder) -> AsyncIterator[HostEvent]:
-        """As `ImageHost`."""
+        """As `Host`."""
         async with aclosing(self.ready.look(order)) as events:  # type: ignore[type-var]
             async for happened in events:
                 yield happened
 
+    async def write(self, order: TextOrder) -> AsyncIterator[TextEvent]:
+        """As `Host`."""
+        async with aclosing(self.ready.write(order)) as events:  # type: ignore[type-var]
+            async for happened in events:
+                yield happened
+
     async def check_fact(self, payload: Mapping[str, Any]) -> None:
-        """As `ImageHost`."""
+        """As `Host`."""
         await self.ready.check_fact(payload)
 
     async def export(self, digest: str, form: Literal["peft", "diffusers"]) -> bytes:
-        """As `ImageHost`."""
+        """As `Host`."""
         return await self.ready.export(digest, form)
 
     async def adopt(self, arrival: Arrival) -> Adopted:
-        """As `ImageHost`."""
+        """As `Host`."""
         return await self.ready.adopt(arrival)
 
     async def answer(self, question: Question) -> Any:
@@ -105,7 +112,7 @@ class LocalHost:
         return await self.ready.answer(question)
 
     async def load(self) -> Mapping[str, Any]:
-        """As `ImageHost`."""
+        """As `Host`."""
         return await self.ready.load()
 
     def close(self, seconds: float) -> None:

@@ -158,7 +158,6 @@ class Answer:
         told = {**self.tiller, "choices": [{"index": e.index, **e.facts} for e in own]}
         if self.order.compare:
             told["plain"] = [self.shape.choice(e, self.head(e.index)) for e in twins]
-            told["plain_patch"] = self.prepared.plain_patch
             told["plain_usage"] = self.usage(twins)
         return told
 

@@ -98,7 +98,7 @@ class TextOrder:
         seed: Of all choices; each draws from its own generator of it.
         max_tokens: Of each choice; None as far as its slot reaches, but not beyond `most`.
         logprobs: None for none, else how many of the likeliest tokens are told beside the chosen.
-        compare: Whether each choice has a plain twin: the same seed and edits, no steering.
+        compare: Whether each choice has a plain twin: the same seed, no edits and no steering.
         streamed: Whether `Wrote` events are wanted; else all of it stands in `Ended`.
         seconds: How long it may take, queueing included.
     """
@@ -126,7 +126,6 @@ class Prepared:
 
     Attributes:
         patch: The digest of edits and steering together.
-        plain_patch: Of a plain twin: the edits alone.
         exact, vif, strain: Of the edits, as for pictures.
         steering: A report per entry of the order: features with scores, vectors, norms, digests.
         prompts: What was read, as text, per prompt.
@@ -135,7 +134,6 @@ class Prepared:
     """
 
     patch: str
-    plain_patch: str
     exact: bool
     vif: float
     strain: float

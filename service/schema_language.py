@@ -196,7 +196,7 @@ class GenerationBody(Body):
     edits: EditUses = NONE
     steering: Steerings = NONE
     compare: bool = False
-    """Also answer without the steering, from the same seed."""
+    """Also answer without edits and steering, from the same seed."""
 
 
 class ChatBody(GenerationBody):

@@ -1,0 +1,201 @@
+"""A hosted language model with everything around it: engine, edits, dictionaries, steering, jobs.
+
+The same object serves in `tiller serve --local`, inside a Ray replica and in tests.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Literal
+
+import torch
+
+from editors import lora
+from editors.adapter_report_language import measure_language_adapter
+from editors.delta import Delta
+from editors.joint import Composition
+from editors.moment import Corpus
+from engines.slots.choosing import engine_for
+from engines.store import DigestStore
+from models.errors import MethodNotApplicable
+from models.language import Language
+from models.loading import load
+from models.patch import Patch
+from service import adopting
+from service.composing import Compositions
+from service.jobs import JobRunner, Task, Ticket
+from service.language_rows import Telling, lines_of
+from service.modality import DrawsNothing
+from service.orders import Prepared, TextEvent, TextOrder
+from service.owning import drained
+from service.registry import Registry
+from service.settings import Model, Settings
+from service.steering import Steered, reports_of
+from service.texts import Texts
+from service.weights import corpus_of, weights_of
+from service.workbench import Adopted, Arrival
+
+
+class LanguageHost(DrawsNothing):
+    """One hosted language model. Construction loads the weights and writes a token to warm up."""
+
+    def __init__(self, model: Model, settings: Settings, registry: Registry) -> None:
+        torch.set_num_threads(model.threads)
+        self.name, self.model, self.settings, self.registry = (
+            model.name,
+            model,
+            settings,
+            registry,
+        )
+        self.hosted = load(
+            model.name,
+            weights_of(model),
+            dtype=model.dtype,
+            device=model.device,
+            family=model.family or None,
+            cache=settings.home / "fingerprints",
+        )
+        assert isinstance(self.hosted.family, Language)  # noqa: S101 - `host_of` looked
+        self.family = self.hosted.family
+        self.engine = engine_for(
+            self.hosted,
+            slots=model.slots,
+            capacity=model.capacity,
+            budget=model.prefill_tokens,
+            cache_bytes=model.prefix_bytes,
+            max_waiting=model.max_waiting,
+            threads=model.threads,
+        )
+        self.deltas = DigestStore(registry.edits.blob, Delta.read, model.store_bytes)
+        self.compositions = Compositions(self.hosted, self.deltas.get)
+        tasks: dict[str, Task] = {}
+        self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
+        self.started = int(time.time())
+
+    def start(self) -> None:
+        """Begin to take jobs."""
+        self.runner.start()
+
+    async def card(self) -> Mapping[str, Any]:
+        """What the model is."""
+        return await asyncio.to_thread(self._card)
+
+    def _card(self) -> dict[str, Any]:
+        hosted, family = self.hosted, self.family
+        return {
+            "created": self.started,
+            "family": family.kind,
+            "title": family.title,
+            "modality": family.modality,
+            "fingerprint": hosted.fingerprint,
+            "dtype": str(hosted.dtype).removeprefix("torch."),
+            "device": str(hosted.device),
+            "methods": {k: {"applies": v is None, "reason": v} for k, v in family.applies.items()},
+            "streams": {tower: len(blocks) for tower, blocks in hosted.towers.items()},
+            "sites": sorted(hosted.linears),
+            "vocabulary": family.vocab_size(hosted),
+            "context": family.context_length(hosted),
+            "engine": self.engine.kind,
+            "slots": self.engine.slots,
+            "capacity": self.engine.capacity,
+        }
+
+    async def write(self, order: TextOrder) -> AsyncIterator[TextEvent]:
+        """Write the order's texts; closing the iterator frees their rows."""
+        composed = await asyncio.to_thread(self.compositions.of, order.edits)
+        prompts = await asyncio.to_thread(self._prompts, order)
+        steered = [await self._steered(order, ids) for ids in prompts]
+        patches = [composed.patch | plan.patch for plan in steered]
+        lines = lines_of(order, prompts, patches, self.engine.capacity)
+        telling = Telling(order, lines)
+        requests = [line.request for line in lines]
+        tokens = order.streamed or order.logprobs is not None
+        async with Texts(self.engine, requests, tokens=tokens) as texts:
+            yield self._prepared(composed, prompts, patches, steered)
+            async for bundle in texts.bundles():
+                for happened in telling.of(bundle):
+                    yield happened
+
+    async def _steered(self, order: TextOrder, ids: Sequence[int]) -> Steered:  # noqa: ARG002
+        return Steered()
+
+    def _prompts(self, order: TextOrder) -> list[list[int]]:
+        """What the rows read, as token ids."""
+        if order.messages is not None:
+            return [self.family.chat(self.hosted, order.messages)]
+        return [
+            self.family.tokenize(self.hosted, prompt) if isinstance(prompt, str) else list(prompt)
+            for prompt in order.prompts
+        ]
+
+    def _prepared(
+        self,
+        composed: Composition,
+        prompts: Sequence[Sequence[int]],
+        patches: Sequence[Patch],
+        plans: Sequence[Steered],
+    ) -> Prepared:
+        # What depends on the prompt differs from one to the next; the digest names them all.
+        digests = sorted({patch.digest for patch in patches})
+        return Prepared(
+            patch=digests[0]
+            if len(digests) == 1
+            else sha256("\n".join(digests).encode()).hexdigest(),
+            exact=composed.exact,
+            vif=composed.vif,
+            strain=composed.strain,
+            warnings=(*composed.warnings, *dict.fromkeys(w for p in plans for w in p.warnings)),
+            steering=reports_of(plans),
+            prompts=tuple(self.family.detokenize(self.hosted, ids) for ids in prompts),
+            prompt_tokens=tuple(len(ids) for ids in prompts),
+            engine={
+                "kind": self.engine.kind,
+                "slots": self.engine.slots,
+                "capacity": self.engine.capacity,
+                "dtype": str(self.hosted.dtype).removeprefix("torch."),
+            },
+        )
+
+    async def check_fact(self, payload: Mapping[str, Any]) -> None:
+        """Refuse: no editor writes facts into a language model."""
+        reason = self.family.applies.get(payload["method"], "nobody has tried")
+        raise MethodNotApplicable(
+            payload["method"], self.family.title, reason or "nobody has tried"
+        )
+
+    async def export(self, digest: str, form: Literal["peft", "diffusers"]) -> bytes:
+        """An edit as an adapter for other programs."""
+        if form == "diffusers":
+            raise MethodNotApplicable("diffusers", self.family.title, "it is no pipeline.")
+        delta = await asyncio.to_thread(self.deltas.get, digest)
+        return await asyncio.to_thread(lora.export_peft, delta, self.hosted)
+
+    async def adopt(self, arrival: Arrival) -> Adopted:
+        """Check a delta or an adapter from outside, and measure how large its change is."""
+        delta = await asyncio.to_thread(adopting.adopted, arrival.data, self.hosted)
+        corpus = Corpus.read(corpus_of(self.model))
+        sizes = await drained(self.background, measure_language_adapter(self.hosted, delta, corpus))
+        return Adopted(
+            data=delta.data, header=dict(delta.header), report=sizes.as_dict(), status="unmeasured"
+        )
+
+    async def load(self) -> Mapping[str, Any]:
+        """Rows active and waiting, cache hits, seconds since the owner thread's last sign."""
+        return {**self.engine.load(), "heartbeat_seconds": self.engine.heartbeat(), "up": 1.0}
+
+    def background(
+        self,
+        work: Generator[Any, None, Any],
+        on_item: Callable[[Any], None],
+        on_done: Callable[[Any], None],
+        on_error: Callable[[BaseException], None],
+    ) -> Ticket:
+        """Drain the generator on the owner thread."""
+        return self.engine.background(work, on_item, on_done, on_error)
+
+    def close(self, seconds: float) -> None:
+        """Finish the rows, give the job back, stop the owner thread."""
+        self.runner.stop()
+        self.engine.drain(seconds)
+        self.engine.stop()

@@ -1,0 +1,156 @@
+"""An order as an engine's requests, and the engine's events as the order's caller hears them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engines.errors import Draining
+from engines.slots.request import (
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    Generation,
+    Queued,
+    Sampling,
+    Scored,
+    Token,
+)
+from models.patch import Patch
+from models.site import Site
+from service.orders import Ended, Likely, TextEvent, TextOrder, TokenTold, Wrote
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One prompt with its choices, or their plain twins.
+
+    Attributes:
+        place: Of the prompt in the order.
+    """
+
+    place: int
+    plain: bool
+    request: Generation
+
+
+def lines_of(
+    order: TextOrder, prompts: Sequence[Sequence[int]], patches: Sequence[Patch], capacity: int
+) -> list[Line]:
+    """The engine's requests: every prompt under its patch, and plain where twins are wanted."""
+    lines: list[Line] = []
+    for place, (ids, patch) in enumerate(zip(prompts, patches, strict=True)):
+        for plain in (False, True) if order.compare else (False,):
+            request = Generation(
+                id=f"{order.id}-{place}{'-plain' if plain else ''}",
+                ids=tuple(ids),
+                patch=Patch() if plain else patch,
+                sampling=Sampling(**asdict(order.sampling)),
+                max_tokens=_tokens(order, len(ids), capacity),
+                stop=order.stop,
+                n=order.n,
+                seed=order.seed,
+                logprobs=order.logprobs,
+                seconds=order.seconds,
+            )
+            lines.append(Line(place=place, plain=plain, request=request))
+    return lines
+
+
+def _tokens(order: TextOrder, prompt: int, capacity: int) -> int | None:
+    """As asked for; else as many as fit, up to the service's bound; None lets the engine refuse."""
+    if order.max_tokens is not None:
+        return order.max_tokens
+    room = capacity - prompt
+    return min(order.most, room) if room > 0 else None
+
+
+class Telling:
+    """The engine's events as the order's caller hears them, bundle by bundle."""
+
+    def __init__(self, order: TextOrder, lines: Sequence[Line]) -> None:
+        self.order, self.lines = order, lines
+        self._said: dict[tuple[int, int], list[Token]] = {}
+
+    def of(self, bundle: Iterable[tuple[int, Event]]) -> Iterator[TextEvent]:
+        """What one bundle says; of each choice its words stand together.
+
+        Raises:
+            Refusal: Of a choice that failed: an answer is whole, or there is none.
+        """
+        for number, event in bundle:
+            match event:
+                case Token():
+                    self._said.setdefault((number, event.choice), []).append(event)
+                case Finished():
+                    yield self._ended(number, event)
+                case Failed(why=why):
+                    raise why
+                case Cancelled():
+                    raise Draining  # nobody else cancels our rows
+                case Queued():
+                    pass
+        if self.order.streamed:
+            yield from self._wrote()
+
+    def _wrote(self) -> Iterator[Wrote]:
+        said, self._said = self._said, {}
+        for (number, choice), tokens in said.items():
+            yield Wrote(
+                index=self._index(number, choice),
+                plain=self.lines[number].plain,
+                text="".join(token.text for token in tokens),
+                tokens=_scored(tokens),
+            )
+
+    def _ended(self, number: int, event: Finished) -> Ended:
+        tokens = self._said.pop((number, event.choice), [])
+        tail = "".join(token.text for token in tokens)
+        return Ended(
+            index=self._index(number, event.choice),
+            plain=self.lines[number].plain,
+            text=tail if self.order.streamed else event.text,
+            tokens=_scored(tokens),
+            finish=event.reason,
+            prompt_tokens=event.prompt_tokens,
+            cached_tokens=event.cached_tokens,
+            completion_tokens=event.completion_tokens,
+            facts=_facts(event),
+        )
+
+    def _index(self, number: int, choice: int) -> int:
+        return self.lines[number].place * self.order.n + choice
+
+
+def _scored(tokens: Iterable[Token]) -> tuple[TokenTold, ...]:
+    """Tokens with their log-probabilities, if those were asked for; the end mark says nothing."""
+    return tuple(
+        TokenTold(text=t.own.text, logprob=t.own.logprob, top=tuple(map(_likely, t.top)))
+        for t in tokens
+        if t.own is not None and not t.eos
+    )
+
+
+def _likely(scored: Scored) -> Likely:
+    return Likely(text=scored.text, logprob=scored.logprob)
+
+
+def _facts(event: Finished) -> dict[str, Any]:
+    """For the answer's `tiller` object."""
+    return {
+        "seed": event.seed,
+        "stop": event.stop,
+        "tokens_steered": steered(event.tokens_changed),
+        "tokens_changed": dict(event.tokens_changed),
+        "prompt_tokens": event.prompt_tokens,
+        "cached_tokens": event.cached_tokens,
+        "completion_tokens": event.completion_tokens,
+        "batch": event.batch,
+        "first_token_seconds": round(event.first_token, 4),
+        "seconds": round(event.seconds, 4),
+    }
+
+
+def steered(changed: Mapping[str, int]) -> int:
+    """Tokens whose stream was moved; several sites move the same tokens."""
+    return max((n for site, n in changed.items() if Site.parse(site).kind == "stream"), default=0)
