@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 import miniature
 from benches.figures import Figure
 from editors.fact import Phrasing, last_subject_token
-from editors.methods.refact import contexts
+from editors.fitting import contexts
 from editors.objective import pull, similarities
 from editors.suffix import Suffix, clean_pass, embed_clean
 from editors.templates import Phrasebook

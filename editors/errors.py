@@ -143,6 +143,17 @@ class BadOrder(Refusal):
         )
 
 
+class BadRegulariser(Refusal):
+    """A KL regulariser that this fit cannot measure."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            problem,
+            remedy="Give all of `kl`, `negatives`, `negative_images` in mode reference, else none.",
+            param="options.kl",
+        )
+
+
 class BadDelta(Refusal):
     """A delta file that cannot be trusted."""
 

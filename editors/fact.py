@@ -26,6 +26,7 @@ class Fact:
         phrasings: Other ways to say it that shall get the same value.
         neighbours: Prompts that must not change.
         target_images: Pictures of the target (PNG, JPEG, WebP), for the image objectives.
+        negative_images: Pictures of anything else, for the KL regulariser.
     """
 
     prompt: str
@@ -35,6 +36,7 @@ class Fact:
     phrasings: tuple[Phrasing, ...] = ()
     neighbours: tuple[str, ...] = ()
     target_images: tuple[bytes, ...] = ()
+    negative_images: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.target.strip() and not self.target_images:

@@ -1,7 +1,7 @@
 """What the value is pulled towards: the fact's target, away from what it meant before.
 
 Source: ReFACT section 3.2; the pull is a softmax over negative distances (not squared, no
-temperature) or over scaled cosines.
+temperature) or over scaled cosines. The released code's KL regulariser is `divergence`.
 """
 
 from typing import Literal
@@ -50,3 +50,9 @@ def belief(s: Float[Tensor, "p t"]) -> float:
 def decay(change: Float[Tensor, " d"], start: Float[Tensor, " d"]) -> Float[Tensor, ""]:
     """||delta|| / ||v0||^2: a plain norm, as published."""
     return torch.linalg.vector_norm(change) / start.square().sum()
+
+
+def divergence(now: Float[Tensor, "c m"], first: Float[Tensor, "c m"]) -> Float[Tensor, ""]:
+    """KL(now || first) of each caption's softmax over pictures, summed, by the captions' number."""
+    told, before = torch.log_softmax(now, dim=-1), torch.log_softmax(first, dim=-1)
+    return (told.exp() * (told - before)).sum() / len(now)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from editors.errors import BadImage, BadPreprocessor
+from editors.suffix import full
 from models.hosted import HostedModel
 from models.text_tower import TextTower
 
@@ -89,7 +90,7 @@ def embed_pictures(
     seen = pixels_of(pictures, processor_of(clip), side)
     with torch.no_grad():
         pooled = clip.vision_model(seen.to(hosted.device, clip.dtype)).pooler_output
-        return clip.visual_projection(pooled).float()
+        return full(clip.visual_projection(pooled))
 
 
 def _opened(data: bytes) -> Image.Image:

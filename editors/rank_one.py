@@ -38,6 +38,12 @@ def factor(moment: Float[Tensor, "inner inner"]) -> Factor:
     raise BadMoment("The second moment of the keys is singular even with a ridge of 1e-4.")
 
 
+def condition(moment: Float[Tensor, "inner inner"], ridge: float) -> float:
+    """Largest over smallest eigenvalue in float64, with the ridge that `factor` needed."""
+    values = torch.linalg.eigvalsh(moment.double()) + ridge * float(moment.diagonal().mean())
+    return float(values[-1] / values[0])
+
+
 def solve_keys(keys: Float[Tensor, "m inner"], moment: Factor) -> Float[Tensor, "m inner"]:
     """C^-1 k for every key, in float64."""
     return torch.cholesky_solve(keys.double().mT, moment.lower).mT

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from editors.delta import Delta, Factors
 from editors.fact import Fact, Phrasing
+from editors.fitting import contexts, in_space
 from editors.joint import Named
-from editors.methods.refact import contexts, in_space
 from editors.moment import WARN_BELOW, Corpus
 from editors.neighbours import (
     PhraseBank,

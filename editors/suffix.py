@@ -47,10 +47,10 @@ def clean_pass(
     with torch.no_grad(), hosted.captured(site, f"{site}:out", *later) as seen:
         tower.module(input_ids=tokens.ids.to(hosted.device))
     rows, places = torch.arange(len(texts)), torch.tensor(at)
-    streams = tuple(seen[name][0].float() for name in later)
+    streams = tuple(full(seen[name][0]) for name in later)
     return Clean(
-        key=seen[site][0][rows, places].float(),
-        output=seen[f"{site}:out"][0][rows, places].float(),
+        key=full(seen[site][0][rows, places]),
+        output=full(seen[f"{site}:out"][0][rows, places]),
         stream=streams[0],
         entering=streams[:-1],
         at=places,
@@ -62,7 +62,7 @@ class Suffix:
     """Embeddings of the prompts as a function of the change at the subject's last token."""
 
     def __init__(self, tower: TextTower, block: int, clean: Clean) -> None:
-        self.tower, self.clean = tower, clean
+        self.tower, self.clean, self.stream = tower, clean, clean.stream
         self.blocks = [lifted(b) for b in tower.blocks[block + 1 :]]
         self.norm = lifted(tower.final_norm)
         device = clean.stream.device
@@ -86,7 +86,7 @@ class Suffix:
 
     def embed(self, change: Float[Tensor, "rows d"]) -> Float[Tensor, "rows out"]:
         """Projected [EOS] states when `change` is added to the MLP output at the position."""
-        stream = self.clean.stream[self.rows, self.places][self.valid]
+        stream = self.stream[self.rows, self.places][self.valid]
         first = (self.places == self.at[:, None])[self.valid]
         owner = self.rows[self.valid]
         stream = stream + first[:, None] * change[owner]
@@ -98,7 +98,16 @@ class Suffix:
             stream = stream[last]
         normed = self.norm(stream)
         projection = self.tower.projection
-        return normed if projection is None else normed @ projection.float().mT
+        return normed if projection is None else normed @ full(projection).mT
+
+    def only(self, keep: Bool[Tensor, " rows"]) -> "Suffix":
+        """The same for some of the rows, in their order; the others are not run any more."""
+        some = copy.copy(self)
+        for name in ("stream", "at", "eos", "valid", "places", "mask"):
+            setattr(some, name, getattr(self, name)[keep])
+        some.rows = self.rows[: len(some.at)]
+        some.known = [(keys[keep], values[keep]) for keys, values in self.known]
+        return some
 
     def _block(
         self, block: nn.Module, known: tuple[Tensor, Tensor], stream: Tensor, ask: Tensor
@@ -131,9 +140,14 @@ class Suffix:
         return out.transpose(1, 2).reshape(rows, width, -1)[owner, slot]
 
 
+def full(tensor: Tensor) -> Tensor:
+    """In float32, or in float64 if it was: fits run in full precision."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def lifted(module: nn.Module) -> nn.Module:
-    """The module itself in float32, or a float32 copy of it: fits run in full precision."""
-    if next(module.parameters()).dtype == torch.float32:
+    """The module itself in full precision, or a float32 copy of it."""
+    if next(module.parameters()).dtype in {torch.float32, torch.float64}:
         return module
     return copy.deepcopy(module).float()
 
@@ -145,6 +159,21 @@ def embed_clean(
     tokens, last = tower.tokens(texts, cut=True), f"{tower.tower}.block.{len(tower.blocks) - 1}"
     with torch.no_grad(), hosted.captured(last) as seen:
         tower.module(input_ids=tokens.ids.to(hosted.device))
-    states = seen[last][0][torch.arange(len(texts)), tokens.eos].float()
+    states = full(seen[last][0][torch.arange(len(texts)), tokens.eos])
     normed = lifted(tower.final_norm)(states)
-    return normed if tower.projection is None else normed @ tower.projection.float().mT
+    return normed if tower.projection is None else normed @ full(tower.projection).mT
+
+
+class Meanings:
+    """Clean embeddings of one tower's texts; each text is run once."""
+
+    def __init__(self, hosted: HostedModel, tower: TextTower) -> None:
+        self.hosted, self.tower = hosted, tower
+        self._kept: dict[str, Float[Tensor, " out"]] = {}
+
+    def of(self, texts: Sequence[str]) -> Float[Tensor, "rows out"]:
+        """In the order of the texts; those not seen before in one pass."""
+        fresh = [t for t in dict.fromkeys(texts) if t not in self._kept]
+        if fresh:
+            self._kept.update(zip(fresh, embed_clean(self.hosted, self.tower, fresh), strict=True))
+        return torch.stack([self._kept[t] for t in texts])

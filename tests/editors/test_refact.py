@@ -19,7 +19,8 @@ from editors.errors import (
     UnreadableLayer,
 )
 from editors.fact import Fact, Phrasing
-from editors.methods.refact import Refact, contexts
+from editors.fitting import contexts
+from editors.methods.refact import Refact
 from editors.moment import Corpus, Moment, MomentStore, recipe_of
 from editors.templates import Phrasebook
 from models.errors import MethodNotApplicable, SubjectNotFound
@@ -158,7 +159,7 @@ def test_a_pull_weaker_than_the_decay_is_no_edit(tiny_sd, fact, fitted):
 
 
 def test_a_loss_that_is_no_number_is_refused(tiny_sd, fact, fitted, monkeypatch):
-    monkeypatch.setattr("editors.methods.refact.decay", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr("editors.descent.decay", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(NotFinite):
         fitted(tiny_sd, fact)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from editors.fact import Fact, Phrasing, last_subject_token
+from editors.fitting import contexts
 from editors.joint import Named, compose
-from editors.methods.refact import Refact, contexts
+from editors.methods.refact import Refact
 from editors.moment import Corpus, MomentStore
 from editors.objective import belief, decay, pull, similarities
 from editors.suffix import Suffix, clean_pass, embed_clean
@@ -191,7 +192,7 @@ def test_a_fit_through_whole_passes_is_the_fit_through_the_suffix(tiny_sd, monke
             handle.remove()
             return (stream @ self.tower.projection.double().mT).float()
 
-    monkeypatch.setattr("editors.methods.refact.Suffix", Whole)
+    monkeypatch.setattr("editors.fitting.Suffix", Whole)
     assert off(change_of(fitted(tiny_sd, steps=12)), change_of(quick)) < 2e-4
 
 
