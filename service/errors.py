@@ -182,6 +182,19 @@ class BadSteering(Refusal):
         super().__init__(problem, remedy=remedy, param=param)
 
 
+class LensUnderWay(Refusal):
+    """The lens of a dictionary is being computed for the first time."""
+
+    def __init__(self, sae: str) -> None:
+        super().__init__(
+            f"What the features of {sae} promote is being computed; it takes a while the first "
+            "time.",
+            remedy="Ask again later, or follow a scores job: POST /v1/saes/{id}/scores.",
+            param="sae",
+        )
+        self.retry_after = 30.0
+
+
 class EditTwice(Refusal):
     """One edit named twice in one request, perhaps under two names."""
 

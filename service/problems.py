@@ -13,6 +13,7 @@ import engines.errors as of_engines
 import models.errors as of_models
 import service.errors as of_service
 import service.registry.errors as of_registry
+import steerers.errors as of_steerers
 from models.errors import Refusal
 
 STATUS: dict[type[Refusal], int] = {
@@ -25,6 +26,9 @@ STATUS: dict[type[Refusal], int] = {
     of_editors.AlreadyTrue: 409,
     of_editors.BadMoment: 409,
     of_editors.EditsConflict: 409,
+    # steerers
+    of_steerers.UnknownDictionary: 404,
+    of_steerers.UnknownFeature: 404,
     # engines
     of_engines.Full: 429,
     of_engines.Draining: 503,
@@ -62,6 +66,7 @@ STATUS: dict[type[Refusal], int] = {
     of_service.Crashed: 500,
     of_service.FactConflict: 409,
     of_service.HostLost: 503,
+    of_service.LensUnderWay: 503,
     of_service.KeyNeeded: 401,
     of_service.MethodNotAllowed: 405,
     of_service.NotFound: 404,
