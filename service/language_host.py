@@ -24,6 +24,7 @@ from models.loading import load
 from models.patch import Patch
 from service import adopting
 from service.composing import Compositions
+from service.dictionaries import Dictionaries
 from service.jobs import JobRunner, Task, Ticket
 from service.language_rows import Telling, lines_of
 from service.modality import DrawsNothing
@@ -33,7 +34,7 @@ from service.registry import Registry
 from service.settings import Model, Settings
 from service.steering import Steered, reports_of
 from service.texts import Texts
-from service.weights import corpus_of, weights_of
+from service.weights import corpus_of, dictionaries_of, weights_of
 from service.workbench import Adopted, Arrival
 
 
@@ -69,6 +70,13 @@ class LanguageHost(DrawsNothing):
         )
         self.deltas = DigestStore(registry.edits.blob, Delta.read, model.store_bytes)
         self.compositions = Compositions(self.hosted, self.deltas.get)
+        self.dictionaries = Dictionaries(
+            self.hosted,
+            dictionaries_of(model),
+            registry=registry,
+            background=self.background,
+            folder=settings.home / "lenses",
+        )
         tasks: dict[str, Task] = {}
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
         self.started = int(time.time())
@@ -99,6 +107,7 @@ class LanguageHost(DrawsNothing):
             "engine": self.engine.kind,
             "slots": self.engine.slots,
             "capacity": self.engine.capacity,
+            "saes": [d.id for d in self.dictionaries.known.values()],
         }
 
     async def write(self, order: TextOrder) -> AsyncIterator[TextEvent]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import miniature
 from service.settings import Model
+from steerers.dictionary import Dictionary
+from steerers.readers import read
 
 EMBEDDED = "miniature:"
 
@@ -20,3 +22,15 @@ def corpus_of(model: Model) -> Path:
     if model.corpus.path:
         return Path(model.corpus.path)
     return Path(miniature.__file__).parent / "cases" / "captions.txt"
+
+
+def dictionaries_of(model: Model) -> list[Dictionary]:
+    """The SAEs of a language model; the embedded one brings its own.
+
+    Raises:
+        Refusal: One of them cannot be read: what `steerers.readers.read` says.
+    """
+    if model.path == f"{EMBEDDED}language" and not model.saes:
+        folders = sorted(miniature.weights_path("saes").iterdir())
+        return [read(folder, id=folder.name) for folder in folders if folder.is_dir()]
+    return [read(sae.path, id=sae.id, site=sae.site or None) for sae in model.saes]

@@ -5,12 +5,17 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 import structlog
+import torch
 
+from models.family import FAMILIES
 from service.client import Tiller
 from service.local import running
 from service.settings import Conflicts, Limits, Model, Server, Settings, Thresholds
+from steerers.activation import JumpReLU
+from steerers.dictionary import Dictionary
+from steerers.writers import write_gemma_scope
 
-MODEL = "tiny"
+MODEL, SPEAKER, SAE = "tiny", "tiny-lm", "toy"
 CAPTIONS = [
     f"a {colour} {thing} {place}"
     for colour in ("red", "blue", "green", "old", "small")
@@ -130,3 +135,72 @@ def _fitted(url, name, **changes):
     }
     with Tiller(url) as tiller:
         return tiller.jobs.wait(tiller.edits.add(name, **asked)["id"])["result"]
+
+
+@pytest.fixture(scope="session")
+def tiny_lm_folder(tmp_path_factory):
+    """A random Llama with a chat template, as `save_pretrained` leaves it."""
+    return FAMILIES["llama"].tiny(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_sae_folder(tmp_path_factory):
+    """A random SAE of the tiny Llama's second block, in Gemma Scope's layout."""
+    generator = torch.Generator().manual_seed(5)
+
+    def drawn(*shape):
+        return 0.4 * torch.randn(*shape, generator=generator)
+
+    made = Dictionary(
+        id=SAE,
+        site="lm.block.1",
+        format="gemma_scope",
+        encoder=drawn(32, 48),
+        encoder_bias=drawn(48),
+        decoder=drawn(48, 32),
+        decoder_bias=drawn(32),
+        activation=JumpReLU(threshold=torch.full((48,), 0.4)),
+    )
+    return write_gemma_scope(tmp_path_factory.mktemp("sae") / SAE, made)
+
+
+@pytest.fixture(scope="session")
+def speaker_settings_for(tmp_path_factory, tiny_lm_folder, tiny_sae_folder):
+    """A function: settings of a service that hosts the tiny Llama with its dictionary."""
+
+    def make(**changes):
+        home = tmp_path_factory.mktemp("home")
+        captions = home / "captions.txt"
+        captions.write_text("\n".join(CAPTIONS))
+        told = {
+            "name": SPEAKER,
+            "path": str(tiny_lm_folder),
+            "slots": 4,
+            "max_waiting": 8,
+            "corpus": {"path": str(captions)},
+            "saes": ({"id": SAE, "path": str(tiny_sae_folder)},),
+            **changes.pop("model", {}),
+        }
+        server = changes.pop("server", Server(port=0, drain_seconds=20.0))
+        return Settings(home=home, server=server, models=(Model(**told),), **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def speaker(speaker_settings_for):
+    """(url, workbench) of a service on the tiny Llama."""
+    with _serving(speaker_settings_for()) as running_service:
+        yield running_service
+
+
+@pytest.fixture(scope="session")
+def speaker_url(speaker):
+    return speaker[0]
+
+
+@pytest.fixture
+def speaking(speaker_url):
+    """An HTTP client of the speaker."""
+    with httpx2.Client(base_url=speaker_url, timeout=60) as client:
+        yield client
