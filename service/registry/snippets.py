@@ -36,23 +36,15 @@ class Snippets:
     index: Index
     limits: Limits
 
-    def put(
-        self,
-        tenant: str,
-        fingerprint: str,
-        sae: str,
-        found: Sequence[FeatureSnippets],
-        told: Mapping[str, Any],
-        *,
-        actor: str,
-    ) -> SnippetSet:
-        """Keep a sample's snippets in the place of the tenant's last one.
+    def begin(
+        self, tenant: str, fingerprint: str, sae: str, told: Mapping[str, Any], *, actor: str
+    ) -> int:
+        """Begin a sample, which nobody sees before `finish`; its number.
 
         Args:
             tenant: Who may read the texts.
             fingerprint: Of the weights that read them.
             sae: The dictionary's digest.
-            found: One per feature that was active.
             told: The sample: its digest, how many texts and tokens.
             actor: Who goes into the audit.
 
@@ -63,12 +55,18 @@ class Snippets:
         for what, text in (("fingerprint", fingerprint), ("sae", sae), ("actor", actor)):
             checked_text(what, text, self.limits.text_bytes)
         checked_json("sample", dict(told), self.limits.header_bytes)
-        packed = [self._packed(one) for one in found]
-        number = self._begun(tenant, fingerprint, sae, told, actor)
+        return self._begun(tenant, fingerprint, sae, told, actor)
+
+    def add(self, number: int, found: Sequence[FeatureSnippets]) -> None:
+        """Keep the snippets of some features.
+
+        Raises:
+            BadRecord: Outside the limits.
+        """
+        packed = [{**self._packed(one), "sample": number} for one in found]
         for batch in batches(packed, _AT_ONCE):
             with self.index.working() as connection:
-                connection.execute(snippets.insert(), [{**row, "sample": number} for row in batch])
-        return self._finished(number, len(packed))
+                connection.execute(snippets.insert(), batch)
 
     def _packed(self, one: FeatureSnippets) -> dict[str, Any]:
         if len(one.snippets) > self.limits.snippets:
@@ -107,9 +105,12 @@ class Snippets:
             )
             return connection.execute(fresh.returning(snippet_sets.c.id)).scalar_one()
 
-    def _finished(self, number: int, features: int) -> SnippetSet:
+    def finish(self, number: int) -> SnippetSet:
+        """The sample is whole: from now on it is read in the place of the tenant's last one."""
         with self.index.writing() as connection:
             at = self.index.now(connection)
+            count = sa.select(sa.func.count()).where(snippets.c.sample == number)
+            features = connection.execute(count).scalar_one()
             finish = snippet_sets.update().where(snippet_sets.c.id == number)
             row = connection.execute(finish.values(finished_at=at).returning(snippet_sets)).one()
             others = sa.and_(

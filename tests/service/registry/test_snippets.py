@@ -17,8 +17,11 @@ def found(feature, *values, input_score=0.5):
     )
 
 
-def put(registry, *features, tenant="acme", texts=1):
-    return registry.snippets.put(tenant, FINGERPRINT, SAE, features, {"texts": texts}, actor="ann")
+def put(registry, *features, tenant="acme", texts=1, fingerprint=FINGERPRINT):
+    kept = registry.snippets
+    number = kept.begin(tenant, fingerprint, SAE, {"texts": texts}, actor="ann")
+    kept.add(number, features)
+    return kept.finish(number)
 
 
 def of(registry, *features, tenant="acme"):
@@ -46,17 +49,13 @@ def test_the_next_sample_takes_the_place_of_the_last(registry):
         assert connection.execute(count.select_from(snippet_sets)).scalar() == 1
 
 
-def test_a_sample_that_is_not_whole_is_not_seen(registry, monkeypatch):
+def test_a_sample_that_is_not_whole_is_not_seen(registry):
     put(registry, found(0, 3.0))
-    with monkeypatch.context() as crashing:
-
-        def crash(*_):
-            raise KeyboardInterrupt
-
-        crashing.setattr(type(registry.snippets), "_finished", crash)
-        with pytest.raises(KeyboardInterrupt):
-            put(registry, found(0, 9.0))
+    begun = registry.snippets.begin("acme", FINGERPRINT, SAE, {}, actor="ann")
+    registry.snippets.add(begun, [found(0, 9.0)])
     assert of(registry, 0) == {0: found(0, 3.0)}
+    registry.snippets.finish(begun)
+    assert of(registry, 0) == {0: found(0, 9.0)}
 
 
 def test_texts_of_a_tenant_are_its_own_and_public_ones_are_everybodys(registry):
@@ -76,5 +75,5 @@ def test_snippets_are_bounded_and_audited(opened):
     put(registry, found(0, 3.0))
     put(registry, found(0, 4.0))  # takes the other's place
     with pytest.raises(errors.RegistryFull):
-        registry.snippets.put("acme", "e" * 64, SAE, [found(0, 1.0)], {}, actor="ann")
+        put(registry, found(0, 1.0), fingerprint="e" * 64)
     assert [row.action for row in registry.audit.list("acme").items] == ["snippets.put"] * 2
