@@ -107,7 +107,7 @@ class MomentStore:
     ) -> Generator[Progress, None, Moment]:
         """The moment of that block over that corpus: from memory, disk or a pass over the texts."""
         recipe = recipe_of(tower, block, corpus)
-        key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        key = key_of(recipe)
         if key not in self.kept:
             found = self._read(key, recipe, tower)
             if found is None:
@@ -165,6 +165,11 @@ def recipe_of(tower: TextTower, block: int, corpus: Corpus) -> dict[str, str]:
         "corpus": corpus.digest,
         "cut": str(_CUT),
     }
+
+
+def key_of(recipe: dict[str, str]) -> str:
+    """By what a store keeps it: SHA-256 of the recipe."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
 def collect(

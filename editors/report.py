@@ -4,7 +4,7 @@ Section 8 of the method's specification. Nothing here looks at a picture: text-s
 a judged picture, and is never printed as one.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -90,6 +90,8 @@ class Report:
         leak: Root mean square change over the corpus, relative to the layer's own output.
         drift: Mean relative change of the states of neutral captions.
         conflicts: Live edits whose keys overlap by |rho| >= 0.5, with rho.
+        cond: Condition number of the second moment that the fit solved with, the larger of two
+            encoders'; None where the delta does not tell.
         templates: Whose sentences were fitted: `own`, or those of a user's `file`.
         warnings: What a reader of the numbers should know.
     """
@@ -106,6 +108,7 @@ class Report:
     templates: Literal["own", "file"] = "own"
     warnings: tuple[str, ...] = ()
     conflicts: dict[str, float] = field(default_factory=dict)
+    cond: float | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     @property
@@ -222,6 +225,7 @@ def _worst(reports: Sequence[Report]) -> Report:
         templates=first.templates,
         warnings=tuple(dict.fromkeys(w for r in reports for w in r.warnings)),
         conflicts={k: v for r in reports for k, v in r.conflicts.items()},
+        cond=max((r.cond for r in reports if r.cond is not None), default=None),
         thresholds=first.thresholds,
     )
 
@@ -276,6 +280,7 @@ class _Probe:
             templates=templates,
             warnings=self._warnings(),
             conflicts=self._conflicts(others),
+            cond=self._moment().get("cond"),
             thresholds=limits,
         )
 
@@ -289,9 +294,11 @@ class _Probe:
         ]
         return [p for p in (*forms, *self.fact.phrasings) if place(self.tower, p) is not None]
 
+    def _moment(self) -> Mapping[str, Any]:
+        return self.delta.header.get("fit", {}).get(self.tower.attribute, {}).get("moment", {})
+
     def _warnings(self) -> tuple[str, ...]:
-        moment = self.delta.header.get("fit", {}).get(self.tower.attribute, {}).get("moment", {})
-        tokens = moment.get("per_dimension", WARN_BELOW)
+        tokens = self._moment().get("per_dimension", WARN_BELOW)
         if tokens >= WARN_BELOW:
             return ()
         told = (

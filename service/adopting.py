@@ -100,9 +100,10 @@ def _check_header(header: Mapping[str, Any]) -> None:
         _check_fact(_object(header["fact"], "fact"))
     for encoder, fit in header.get("fit", {}).items():
         moment = _object(_object(fit, f"fit.{encoder}").get("moment", {}), "moment")
-        tokens = moment.get("per_dimension", 0.0)
-        if not isinstance(tokens, int | float) or not math.isfinite(tokens):
-            raise BadDelta("Its header's moment.per_dimension is not a number.")
+        for name in ("per_dimension", "cond"):
+            number = moment.get(name, 0.0)
+            if not isinstance(number, int | float) or not math.isfinite(number):
+                raise BadDelta(f"Its header's moment.{name} is not a number.")
 
 
 def _check_fact(told: Mapping[str, Any]) -> None:

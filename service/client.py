@@ -385,6 +385,7 @@ def _add_edit(  # noqa: PLR0913 - the request's keys
     phrasings: Sequence[Json] = (),
     neighbours: Sequence[str] = (),
     target_images: Sequence[bytes] = (),
+    negative_images: Sequence[bytes] = (),
     replaces: Sequence[str] = (),
     options: Json | None = None,
     idempotency_key: str | None = None,
@@ -401,6 +402,7 @@ def _add_edit(  # noqa: PLR0913 - the request's keys
         "phrasings": list(phrasings) or None,
         "neighbours": list(neighbours) or None,
         "target_images": [base64.b64encode(i).decode() for i in target_images] or None,
+        "negative_images": [base64.b64encode(i).decode() for i in negative_images] or None,
         "replaces": list(replaces) or None,
         "options": options,
     }

@@ -46,6 +46,9 @@ _SHARES: Mapping[str, tuple[float, float]] = {
 """How much of the whole each stage is, roughly: for a bar, not for a bill."""
 
 
+_PICTURES = ("target_images", "negative_images")
+
+
 def fit_payload(body: FactBody, bounds: Limits) -> dict[str, Any]:
     """What the job stores: the checked request, pictures as base64.
 
@@ -55,12 +58,11 @@ def fit_payload(body: FactBody, bounds: Limits) -> dict[str, Any]:
         UnknownKey: An option that the method does not have.
     """
     limits.check_fact(body, bounds)
-    pictures = [
-        limits.picture_bytes(text, f"target_images[{i}]", bounds)
-        for i, text in enumerate(body.target_images)
-    ]
-    payload = body.model_dump(exclude={"target_images", "options"})
-    payload["target_images"] = [base64.b64encode(p).decode() for p in pictures]
+    payload = body.model_dump(exclude={*_PICTURES, "options"})
+    for name in _PICTURES:
+        told = enumerate(getattr(body, name))
+        pictures = [limits.picture_bytes(text, f"{name}[{i}]", bounds) for i, text in told]
+        payload[name] = [base64.b64encode(p).decode() for p in pictures]
     payload["options"] = checked_options(body.method, body.options)
     fact_of(payload)
     return payload
@@ -94,7 +96,7 @@ def fact_of(payload: Mapping[str, Any]) -> Fact:
         source=payload["source"],
         phrasings=tuple(Phrasing(**p) for p in payload["phrasings"]),
         neighbours=tuple(payload["neighbours"]),
-        target_images=tuple(base64.b64decode(p) for p in payload["target_images"]),
+        **{n: tuple(base64.b64decode(p) for p in payload.get(n, ())) for n in _PICTURES},
     )
 
 

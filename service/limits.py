@@ -88,6 +88,7 @@ def check_fact(body: FactBody, limits: Limits) -> None:
         "prompt": (longest, limits.prompt_characters),
         "phrasings": (len(body.phrasings) + len(body.neighbours), limits.phrasings),
         "target_images": (len(body.target_images), limits.target_images),
+        "negative_images": (len(body.negative_images), limits.target_images),
     }
     within(asked)
     if body.target is None and not body.target_images:

@@ -185,6 +185,8 @@ class FactBody(Body):
     """Sentences that must keep their meaning; measured in the report."""
     target_images: Annotated[list[str], Field(max_length=100)] = []
     """PNG, JPEG or WebP as base64 or data URI; the fact is then fitted to pictures."""
+    negative_images: Annotated[list[str], Field(max_length=100)] = []
+    """Pictures of anything else, for ReFACT's option `kl`."""
     replaces: Replaces = []
     """Live edits of the same subject whose place it takes; without it a contradiction is a 409."""
     options: dict[str, JsonValue] = {}
