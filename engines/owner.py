@@ -88,6 +88,10 @@ class Owner:
             self._background.append(task)
             self.wake.notify_all()
 
+    def beat(self) -> None:
+        """A sign of life inside a long round."""
+        self._beat = time.monotonic()
+
     def heartbeat(self) -> float:
         """Seconds since the thread last gave a sign; infinite if it is dead."""
         return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")

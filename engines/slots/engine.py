@@ -72,6 +72,7 @@ class LanguageEngine(ABC):
             vocab=family.vocab_size(hosted),
             engine=self.kind,
             slots=slots,
+            continues=not getattr(hosted.modules["lm"].config, "is_encoder_decoder", False),
         )
         self._draining = False
         self._pace = _UNKNOWN_PACE
@@ -241,7 +242,7 @@ class SlotEngine(LanguageEngine):
 
     kind: Kind = "slots"
 
-    def __init__(  # noqa: PLR0913 - every setting is stated by name
+    def __init__(
         self,
         hosted: HostedModel,
         *,

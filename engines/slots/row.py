@@ -87,6 +87,7 @@ class Told:
         eos: Tokens that end a text.
         vocab: How many there are.
         engine, slots: Who writes.
+        continues: A text goes on from its prompt; an encoder-decoder's begins anew.
     """
 
     decode: Callable[[Sequence[int]], str]
@@ -95,6 +96,7 @@ class Told:
     vocab: int
     engine: str
     slots: int
+    continues: bool = True
 
 
 class Row:
@@ -117,22 +119,22 @@ class Row:
         self.ticket, self.choice, self.limit, self.told = ticket, choice, limit, told
         self.request, self.prompt = request, len(request.ids)
         self.tokens = list(request.ids)
+        before = request.ids if told.continues else ()
         self.draws = Draws(
             request.sampling,
             seed=request.seed,
             choice=choice,
-            prompt=request.ids,
+            prompt=before,
             vocab=told.vocab,
             logprobs=request.logprobs,
         )
-        self.pieces, self.stops = Pieces(told.decode, request.ids), Stops(request.stop)
+        self.pieces, self.stops = Pieces(told.decode, before), Stops(request.stop)
         self.eos = frozenset() if request.ignore_eos else told.eos
         self.done = self.cached = self.batch = self.let_by = 0
         self.changed: Counter[str] = Counter()
         self.waited = self.first_token = 0.0
         self._said: list[str] = []
         self._whole = False
-        self._writes: Patch | None = None if _by_place(request.patch) else self.within(self.prompt)
 
     @property
     def over(self) -> bool:
@@ -153,10 +155,6 @@ class Row:
         """What the patch means for a forward over these tokens of the row."""
         patch = self.request.patch
         return patch.within(start, tokens, self.prompt) if patch else patch
-
-    def writes(self) -> Patch:
-        """What the patch means for the next written token; mostly the same for all of them."""
-        return self.within(self.done) if self._writes is None else self._writes
 
     def begin(self) -> None:
         """It has a place."""
@@ -235,11 +233,6 @@ class Row:
             first_token=self.first_token,
             seconds=self.ticket.age,
         )
-
-
-def _by_place(patch: Patch) -> bool:
-    """Whether an operation names tokens by number: then each forward means something else."""
-    return any(isinstance(getattr(operation, "positions", None), tuple) for operation in patch)
 
 
 def refuse(rows: Sequence[Row], why: Refusal | None) -> None:

@@ -46,7 +46,7 @@ class Draws:
         logprobs: Alternatives per token; None for no log-probabilities.
     """
 
-    def __init__(  # noqa: PLR0913 - what a row is
+    def __init__(
         self,
         sampling: Sampling,
         *,

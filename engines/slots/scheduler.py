@@ -24,7 +24,8 @@ from models.language import Language
 from models.patch import Patch
 
 _log = logging.getLogger(__name__)
-Logits = Float[Tensor, " vocab"]
+Said = Float[Tensor, "rows vocab"] | Sequence[Float[Tensor, " vocab"] | None]
+"""Logits behind each row's last token; None of a row that failed."""
 
 
 class Scheduler:
@@ -95,7 +96,7 @@ class Scheduler:
         beside = [*self.reading, *waiting.first(self.free)]
         rows = list(self.writing)
         ids = [row.tokens[row.done :] for row in rows]
-        self._choose(rows, self._run(rows, ids, [row.writes() for row in rows], first=0))
+        self._choose(rows, self._run(rows, ids, [row.within(row.done) for row in rows], first=0))
         for row in rows:
             if row.over:
                 self._leave(row)
@@ -183,18 +184,21 @@ class Scheduler:
         self.read_tokens += tokens * len(rows)
         return tokens * len(rows)
 
-    def _choose(self, rows: Sequence[Row], said: Sequence[Tensor | None]) -> None:
+    def _choose(self, rows: Sequence[Row], said: Said) -> None:
         """The rows' next tokens, all at once; rows that failed stand beside."""
-        going = [(row, logits) for row, logits in zip(rows, said, strict=True) if not row.over]
+        going = [i for i, row in enumerate(rows) if not row.over]
         if not going:
             return
-        logits = torch.stack([logits for _, logits in going if logits is not None])
-        chosen = choose(logits, [row.draws for row, _ in going])
-        for (row, _), pick in zip(going, chosen, strict=True):
+        if isinstance(said, Tensor) and len(going) == len(rows):
+            logits = said
+        else:
+            logits = torch.stack([one for i in going if (one := said[i]) is not None])
+        chosen = choose(logits, [rows[i].draws for i in going])
+        for i, pick in zip(going, chosen, strict=True):
             if pick is None:
-                row.fail(LogitsNotANumber(row.done))
+                rows[i].fail(LogitsNotANumber(rows[i].done))
             else:
-                row.take(pick)
+                rows[i].take(pick)
 
     def _run(
         self,
@@ -203,11 +207,8 @@ class Scheduler:
         patches: Sequence[Patch],
         *,
         first: int,
-    ) -> Sequence[Logits | None]:
-        """What the model says behind each row's new tokens; None of a row that failed.
-
-        If the forward breaks, each row is tried by itself.
-        """
+    ) -> Said:
+        """Run the rows' new tokens; if the forward breaks, each row is tried by itself."""
         try:
             said = self._step(rows, ids, patches, first)
         except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
@@ -216,7 +217,8 @@ class Scheduler:
                 return [None]
             _log.warning("A forward of %d rows broke: %s", len(rows), broken)
             alone = zip(rows, ids, patches, range(first, first + len(rows)), strict=True)
-            return [self._run([r], [i], [p], first=at)[0] for r, i, p, at in alone]
+            found = [self._run([r], [i], [p], first=at) for r, i, p, at in alone]
+            return [said[0] for said in found]
         for row, new in zip(rows, ids, strict=True):
             row.done += len(new)
             row.batch = max(row.batch, len(rows))
@@ -224,7 +226,7 @@ class Scheduler:
 
     def _step(
         self, rows: Sequence[Row], ids: Sequence[list[int]], patches: Sequence[Patch], first: int
-    ) -> Sequence[Logits | None]:
+    ) -> Said:
         new = torch.tensor(ids, device=self.hosted.device)
         slots, starts = range(first, first + len(rows)), [row.done for row in rows]
         if not any(patches):
