@@ -32,7 +32,7 @@ class JumpReLU:
         threshold: (features), always float32: a threshold in bfloat16 spoils a dictionary.
     """
 
-    threshold: Float[Tensor, " features"]
+    threshold: Tensor
     kind: ClassVar[str] = "jumprelu"
 
     def __call__(self, z: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
@@ -50,7 +50,7 @@ class TopK:
     """
 
     k: int
-    weights: Float[Tensor, " features"] | None = None
+    weights: Tensor | None = None
     kind: ClassVar[str] = "topk"
 
     def __call__(self, z: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
@@ -71,9 +71,9 @@ class Gated:
         magnitude_bias: (features).
     """
 
-    gate_bias: Float[Tensor, " features"]
-    r_mag: Float[Tensor, " features"]
-    magnitude_bias: Float[Tensor, " features"]
+    gate_bias: Tensor
+    r_mag: Tensor
+    magnitude_bias: Tensor
     kind: ClassVar[str] = "gated"
 
     def __call__(self, z: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:

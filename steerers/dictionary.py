@@ -100,10 +100,10 @@ class Dictionary:
         id: What requests call it.
         site: The canonical stream site that it reads and writes.
         format: The layout that it was read from.
-        encoder: W_enc.
-        encoder_bias: b_enc; 0 for a gated SAE.
-        decoder: W_dec, rows as stored.
-        decoder_bias: b_dec.
+        encoder: (d, features), W_enc.
+        encoder_bias: (features), b_enc; 0 for a gated SAE.
+        decoder: (features, d), W_dec, rows as stored.
+        decoder_bias: (d), b_dec.
         subtracts_decoder_bias: beta: whether b_dec leaves the input first.
         model: The base model that the source declares, or None.
         declared: What the source declares of its quality: `l0`, `explained_variance`.
@@ -116,10 +116,10 @@ class Dictionary:
     id: str
     site: str
     format: str
-    encoder: Float[Tensor, "d features"]
-    encoder_bias: Float[Tensor, " features"]
-    decoder: Float[Tensor, "features d"]
-    decoder_bias: Float[Tensor, " d"]
+    encoder: Tensor
+    encoder_bias: Tensor
+    decoder: Tensor
+    decoder_bias: Tensor
     activation: Activation
     subtracts_decoder_bias: bool = False
     input_norm: InputNorm = "none"
@@ -129,6 +129,10 @@ class Dictionary:
     def __post_init__(self) -> None:
         if Site.parse(self.site).kind != "stream":
             raise BadDictionary(f"An SAE reads a stream; {self.site} is a linear layer.")
+        if self.encoder.ndim != 2:
+            raise BadDictionary(
+                f"encoder has shape {tuple(self.encoder.shape)}, not (d, features)."
+            )
         d, features = self.encoder.shape
         wanted = ((d, features), (features,), (features, d), (d,))
         for name, shape in zip(_TENSORS, wanted, strict=True):
@@ -252,7 +256,7 @@ class Dictionary:
         if width != self.width:
             raise WrongDictionary(self.id, f"it has width {self.width}, {self.site} has {width}.")
 
-    def fit(self, activations: Iterable[Float[Tensor, "tokens d"]]) -> Fit:
+    def fit(self, activations: Iterable[Float[Tensor, "_ d"]]) -> Fit:
         """How well it reproduces these activations of its site, batch by batch.
 
         Raises:
