@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from models.errors import PatchNotApplied
-from models.plan import MODES, Exits, LowRanks, Moves, Plan, WriteBack, detour_place
+from models.plan import MODES, Exits, LowRanks, Moves, Plan, Shifts, WriteBack, detour_place
 from models.site import block, embedding
 
 
@@ -256,9 +256,21 @@ def _pass_through(
 def _move(run: Run, site: str, stream: Tensor) -> Tensor:
     """Shifts and clamps of one stream."""
     if stream.shape[0] == run.plan.size:
+        if shifts := run.plan.shifts.get(site):
+            stream = add_shifts(stream, shifts)
+            for row in shifts.rows:
+                run.count(row, site, stream.shape[1])
         for moves in run.plan.moves.get(site, ()):
             stream = _move_alike(run, site, moves, stream)
     return stream
+
+
+def add_shifts(
+    stream: Float[Tensor, "rows tokens d"], shifts: Shifts
+) -> Float[Tensor, "rows tokens d"]:
+    """Each carrying row's vector added to all its tokens; other rows are copied."""
+    vectors = shifts.vector.to(stream.dtype)[:, None].expand(-1, stream.shape[1], -1)
+    return stream.index_add(0, shifts.index, vectors)
 
 
 def _move_alike(run: Run, site: str, moves: Moves, stream: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ composed with `|` and sent over the wire; only `models.applying` makes a model f
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
 
@@ -17,8 +17,13 @@ from torch import Tensor
 from models.errors import BadPatch
 from models.site import Site
 
-Positions = Literal["all", "prompt", "generated", "last", "visual", "reference"] | tuple[int, ...]
-"""Which tokens of a row; the tuple counts from 0, [BOS] included."""
+Positions = (
+    Literal["all", "prompt", "generated", "last", "last_and_generated", "visual", "reference"]
+    | tuple[int, ...]
+)
+"""Which tokens of a row; the tuple counts from 0, [BOS] included.
+
+`last` is the last token of the prompt, `last_and_generated` that one and every one behind it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -241,6 +246,33 @@ class Patch:
         """The same without the operations of these verbs."""
         return Patch(tuple(o for o in self if not isinstance(o, verbs)))
 
+    def within(self, start: int, tokens: int, prompt_tokens: int) -> "Patch":
+        """What of it happens in a forward over positions start to start + tokens - 1 of a row.
+
+        Named positions and tuples, which count from the row's first token, come out as "all", as a
+        tuple that counts from `start`, or the operation is left out. `visual` and `reference`
+        tokens stand in the prompt, and only the caller knows where: they keep their names there.
+        Behind the prompt, a patch without tuples is the same at every position, so that plans made
+        from it can be kept.
+        """
+        if start >= prompt_tokens and not self._counted:
+            return self._behind_prompt
+        return self._narrowed(start, tokens, prompt_tokens)
+
+    @cached_property
+    def _counted(self) -> bool:
+        return any(isinstance(getattr(o, "positions", None), tuple) for o in self)
+
+    @cached_property
+    def _behind_prompt(self) -> "Patch":
+        return self._narrowed(0, 1, 0)
+
+    def _narrowed(self, start: int, tokens: int, prompt_tokens: int) -> "Patch":
+        found = [_narrowed(o, start, tokens, prompt_tokens) for o in self]
+        if all(new is old for new, old in zip(found, self, strict=True)):
+            return self
+        return Patch(tuple(o for o in found if o is not None))
+
 
 def _without_doubles(ordered: list[Operation]) -> Iterator[Operation]:
     """Leaving or detouring twice in the same way is the same as once; adding twice is not."""
@@ -249,6 +281,38 @@ def _without_doubles(ordered: list[Operation]) -> Iterator[Operation]:
         if operation.digest not in seen or not isinstance(operation, Exit | Detour):
             yield operation
         seen.add(operation.digest)
+
+
+def _narrowed(
+    operation: Operation, start: int, tokens: int, prompt_tokens: int
+) -> Operation | None:
+    """The operation as a forward over these positions carries it; None if none is its own."""
+    if isinstance(operation, LowRank | Exit) or operation.positions == "all":
+        return operation
+    if operation.positions in ("visual", "reference"):
+        return operation if start < prompt_tokens else None
+    here = _inside(operation.positions, range(start, start + tokens), prompt_tokens)
+    if not here:
+        return None
+    return replace(operation, positions="all" if len(here) == tokens else here)
+
+
+def _inside(positions: Positions, forward: range, prompt_tokens: int) -> tuple[int, ...]:
+    """Which tokens of a forward are meant, counted from its first."""
+    last = prompt_tokens - 1
+    meant: Container[int]
+    match positions:
+        case "prompt":
+            meant = range(prompt_tokens)
+        case "generated":
+            meant = range(prompt_tokens, forward.stop)
+        case "last":
+            meant = (last,)
+        case "last_and_generated":
+            meant = range(last, forward.stop)
+        case _:
+            meant = positions
+    return tuple(p - forward.start for p in forward if p in meant)
 
 
 def _ascending(positions: tuple[object, ...]) -> bool:

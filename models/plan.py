@@ -53,6 +53,15 @@ class Moves:
     """Per row and feature the token positions; None for all."""
 
 
+@dataclass(frozen=True)
+class Shifts:
+    """One vector per row that is added to every token of a stream."""
+
+    rows: tuple[int, ...]
+    index: Int[Tensor, " carrying"]
+    vector: Float[Tensor, "carrying d"]
+
+
 MODES = ("none", "shift", "set", "min", "multiply")
 
 
@@ -80,7 +89,9 @@ class Plan:
     Attributes:
         size: Rows of the batch.
         low_ranks: Tables by linear site.
-        moves: Shifts and clamps by stream site.
+        shifts: What is added to whole rows of a stream, by its site: rows that carry nothing else
+            there.
+        moves: All other shifts and clamps by stream site.
         exits: By tower.
         detours: By tower.
         planned: Per (row, place) the number of tokens of one forward; 0 where every token is meant.
@@ -88,6 +99,7 @@ class Plan:
 
     size: int
     low_ranks: Mapping[str, tuple[LowRanks, ...]] = field(default_factory=dict)
+    shifts: Mapping[str, Shifts] = field(default_factory=dict)
     moves: Mapping[str, tuple[Moves, ...]] = field(default_factory=dict)
     exits: Mapping[str, Exits] = field(default_factory=dict)
     detours: Mapping[str, tuple[WriteBack, ...]] = field(default_factory=dict)
@@ -108,7 +120,8 @@ def pack(
         positions: Per row, what named positions mean; missing names are a KeyError.
         device: Where the tables live.
     """
-    low_ranks, moves = _by_site(patches, LowRank), _by_site(patches, Shift, Clamp)
+    low_ranks, streams = _by_site(patches, LowRank), _by_site(patches, Shift, Clamp)
+    shifts, moves = _apart(streams, whole=True), _apart(streams, whole=False)
     named = [positions[row] if positions else {} for row in range(len(patches))]
     # Tables outlive this forward: made under inference mode they could not enter a fit's graph.
     with torch.inference_mode(False):
@@ -116,12 +129,13 @@ def pack(
             site: tuple(_low_ranks(alike, width, device) for width, alike in _alike(by, _rank))
             for site, by in low_ranks.items()
         }
+        shift_tables = {site: _shifts(by, device) for site, by in shifts.items()}
         move_tables = {
             site: tuple(_moves(alike, width, named, device) for width, alike in _alike(by, len))
             for site, by in moves.items()
         }
     exits, detours = _exits(patches), _detours(patches, blocks, named)
-    planned = {(row, s): 0 for s, by in low_ranks.items() for row in by}
+    planned = {(row, s): 0 for of in (low_ranks, shifts) for s, by in of.items() for row in by}
     for site, table in ((site, table) for site, of in move_tables.items() for table in of):
         planned |= {
             (row, site): _total(of) for row, of in zip(table.rows, table.columns, strict=True)
@@ -133,7 +147,15 @@ def pack(
         for end in {(b.row, b.target) for b in backs}:
             here = [b.columns for b in backs if (b.row, b.target) == end]
             planned[end[0], detour_place(tower, end[1])] = _total(here)
-    return Plan(len(patches), low_rank_tables, move_tables, exits, detours, planned)
+    return Plan(
+        size=len(patches),
+        low_ranks=low_rank_tables,
+        shifts=shift_tables,
+        moves=move_tables,
+        exits=exits,
+        detours=detours,
+        planned=planned,
+    )
 
 
 def detour_place(tower: str, target: int) -> str:
@@ -153,6 +175,34 @@ def _by_site(patches: Sequence[Patch], *verbs: type[Any]) -> dict[str, dict[int,
         for operation in wanted:
             found[operation.site][row].append(operation)
     return found
+
+
+def _apart(
+    streams: Mapping[str, Mapping[int, list[Any]]], *, whole: bool
+) -> dict[str, dict[int, list[Any]]]:
+    """The rows that only shift all of a stream's tokens, or the other ones."""
+    apart = {
+        site: {row: of for row, of in by.items() if all(map(_whole, of)) == whole}
+        for site, by in streams.items()
+    }
+    return {site: by for site, by in apart.items() if by}
+
+
+def _whole(operation: Shift | Clamp) -> bool:
+    return isinstance(operation, Shift) and operation.positions == "all"
+
+
+def _shifts(by_row: Mapping[int, list[Shift]], device: str | torch.device) -> Shifts:
+    """A row's vectors are added up in digest order: its sum is the same in any company."""
+    sums = [
+        sum((o.vector.to(device) for o in of[1:]), of[0].vector.to(device))
+        for of in by_row.values()
+    ]
+    return Shifts(
+        rows=tuple(by_row),
+        index=torch.tensor(list(by_row), device=device),
+        vector=torch.stack(sums),
+    )
 
 
 def _rank(operations: list[LowRank]) -> int:

@@ -8,6 +8,7 @@ that ends in NaN leaves with `clear`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -65,8 +66,8 @@ class Prefix:
 class SlotLayer(CacheLayerMixin):
     """One layer's slots."""
 
-    keys: Tensor  # pyright: ignore[reportIncompatibleVariableOverride] - never None here
-    values: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    keys: Any
+    values: Any
 
     def __init__(self, keys: Float[Tensor, "slots heads capacity dim"]) -> None:
         super().__init__()
