@@ -6,12 +6,12 @@ soft-cap (it is monotone). Whole rows of logits exist for one tile of features a
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from models.errors import MethodNotApplicable
 from models.hosted import HostedModel
 from models.language import Language
 from models.progress import Progress
@@ -42,8 +42,11 @@ class LensTokens:
 
 def language_of(hosted: HostedModel, method: str = "sae") -> Language:
     """The model's family, as one that speaks; MethodNotApplicable with its reason otherwise."""
-    hosted.family.check_method(method)
-    return cast(Language, hosted.family)
+    family = hosted.family
+    family.check_method(method)
+    if not isinstance(family, Language):
+        raise MethodNotApplicable(method, family.title, "it does not continue texts.")
+    return family
 
 
 def lens_logits(hosted: HostedModel, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n vocab"]:
