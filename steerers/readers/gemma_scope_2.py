@@ -6,7 +6,6 @@ attention and MLP sets, whose sites are not the residual stream.
 """
 
 import re
-from typing import Any
 
 from steerers.activation import JumpReLU
 from steerers.dictionary import Dictionary
@@ -54,7 +53,7 @@ def read(source: Source, asked: Asked) -> Dictionary:
         decoder_bias=decoder_bias,
         activation=JumpReLU(threshold),
         model=config.get("model_name") or asked.model or _model(path),
-        declared=declared(asked, l0=_number(config.get("l0"))),
+        declared=declared(asked, l0=config.get("l0")),
     )
 
 
@@ -67,10 +66,6 @@ def _hook(path: str) -> str | None:
 def _model(path: str) -> str | None:
     found = re.search(r"gemma-scope-2-([\w-]+)", path)
     return None if found is None else f"google/gemma-3-{found[1]}"
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) else None
 
 
 READER = Reader(format=FORMAT, matches=matches, read=read)

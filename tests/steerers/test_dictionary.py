@@ -248,8 +248,8 @@ def test_a_fit_needs_activations_that_vary():
 
 
 def test_what_differs_from_the_declared_quality_is_told():
-    good = Fit(tokens=100, fvu=0.26, l0=81, dead=0)
-    wrong = Fit(tokens=100, fvu=9.8, l0=8, dead=0)
+    good = Fit(tokens=100, fvu=0.26, l0=81.0, dead=0)
+    wrong = Fit(tokens=100, fvu=9.8, l0=8.0, dead=0)
     declared = {"l0": 85.0, "explained_variance": 0.75}
     assert good.warnings(declared) == ()
     said = " ".join(wrong.warnings(declared))
