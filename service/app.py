@@ -3,7 +3,20 @@
 from fastapi import FastAPI
 
 from service import problems
-from service.api import chat, edits, images, jobs, keys, lens, models, operations, variants
+from service.api import (
+    chat,
+    edits,
+    images,
+    jobs,
+    keys,
+    lens,
+    models,
+    operations,
+    presets,
+    saes,
+    variants,
+    vectors,
+)
 from service.limits import Bounded
 from service.telemetry import Observed
 from service.workbench import Workbench
@@ -21,7 +34,8 @@ def build(workbench: Workbench, *, tells_ids: bool = True) -> FastAPI:
     """
     app = FastAPI(title="Tiller", description=_ABOUT, version="1")
     app.state.workbench = workbench
-    for noun in (models, images, lens, chat, edits, variants, jobs, keys, operations):
+    nouns = (models, images, lens, chat, edits, saes, presets, vectors, variants, jobs, keys)
+    for noun in (*nouns, operations):
         app.include_router(noun.router)
     problems.install(app)
     app.add_middleware(Bounded, limit=workbench.settings.limits.body_bytes)

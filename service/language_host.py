@@ -25,15 +25,19 @@ from models.patch import Patch
 from service import adopting
 from service.composing import Compositions
 from service.dictionaries import Dictionaries
+from service.feature_jobs import FeatureJobs
 from service.jobs import JobRunner, Task, Ticket
 from service.language_rows import Telling, lines_of
 from service.modality import DrawsNothing
 from service.orders import Prepared, TextEvent, TextOrder
 from service.owning import drained
+from service.questions import Question
 from service.registry import Registry
 from service.settings import Model, Settings
 from service.steering import Steered, reports_of
+from service.studying import Study
 from service.texts import Texts
+from service.vectors import LEARN, learning
 from service.weights import corpus_of, dictionaries_of, weights_of
 from service.workbench import Adopted, Arrival
 
@@ -77,7 +81,11 @@ class LanguageHost(DrawsNothing):
             background=self.background,
             folder=settings.home / "lenses",
         )
-        tasks: dict[str, Task] = {}
+        self.study = Study(self.dictionaries, registry)
+        jobs = FeatureJobs(
+            dictionaries=self.dictionaries, registry=registry, corpus=self._own_texts
+        )
+        tasks: dict[str, Task] = {**jobs.tasks, LEARN: learning(self.hosted, registry)}
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
         self.started = int(time.time())
 
@@ -188,6 +196,13 @@ class LanguageHost(DrawsNothing):
         return Adopted(
             data=delta.data, header=dict(delta.header), report=sizes.as_dict(), status="unmeasured"
         )
+
+    async def answer(self, question: Question) -> Any:
+        """What is asked about its dictionaries and vectors."""
+        return await asyncio.to_thread(self.study.answer, question)
+
+    def _own_texts(self) -> Sequence[str]:
+        return Corpus.read(corpus_of(self.model)).texts
 
     async def load(self) -> Mapping[str, Any]:
         """Rows active and waiting, cache hits, seconds since the owner thread's last sign."""

@@ -1,0 +1,281 @@
+"""What a host answers about its dictionaries and vectors: `service.questions` says what is asked.
+
+Every method is called on a worker thread and may wait for the owner thread.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from service.dictionaries import Dictionaries
+from service.questions import (
+    AdoptVector,
+    CheckFeatures,
+    CheckVector,
+    FindFeatures,
+    ListSaes,
+    Question,
+    SettleSteering,
+    ShowFeature,
+    ShowSae,
+)
+from service.registry import Registry
+from service.registry.errors import BadPage
+from service.registry.records import FeatureLabel, Page
+from service.showing import Known, shown
+from service.vectors import adopted, sites_of
+from steerers.dictionary import Dictionary
+from steerers.lens import language_of
+from steerers.score import REFERENCE, STRONG, USABLE
+
+CANDIDATES = 200
+"""Features that one search may score."""
+
+_BRIEF = 10
+"""Lens tokens of a feature in a list."""
+
+
+class Study:
+    """Answers the questions of one host's dictionaries."""
+
+    def __init__(self, dictionaries: Dictionaries, registry: Registry) -> None:
+        self.dictionaries, self.registry = dictionaries, registry
+        self.hosted = dictionaries.hosted
+        self._answers: Mapping[type[Any], Callable[[Any], Any]] = {
+            ListSaes: self.saes,
+            ShowSae: self.sae,
+            FindFeatures: self.find,
+            ShowFeature: self.feature,
+            CheckFeatures: self.check,
+            SettleSteering: self.settle,
+            CheckVector: lambda asked: sites_of(self.hosted, asked.payload),
+            AdoptVector: lambda asked: adopted(self.hosted, dictionaries.background, asked),
+        }
+
+    def answer(self, question: Question) -> Any:
+        """The answer to any of the questions."""
+        return self._answers[type(question)](question)
+
+    def saes(self, asked: ListSaes) -> list[dict[str, Any]]:
+        """Every dictionary."""
+        return [self._sae(asked.tenant, d) for d in self.dictionaries.known.values()]
+
+    def sae(self, asked: ShowSae) -> dict[str, Any]:
+        """One dictionary."""
+        return self._sae(asked.tenant, self.dictionaries.find(asked.sae))
+
+    def check(self, asked: CheckFeatures) -> dict[str, Any]:
+        """Refuse features that are not there."""
+        dictionary = self.dictionaries.find(asked.sae)
+        for feature in asked.features:
+            dictionary.feature(feature)
+        return {"id": dictionary.id, "digest": dictionary.digest, "features": dictionary.features}
+
+    def feature(self, asked: ShowFeature) -> dict[str, Any]:
+        """One feature with all that is known of it."""
+        dictionary = self.dictionaries.find(asked.sae)
+        scores = self.dictionaries.scores(dictionary, [asked.feature], asked.settings)
+        known = self._known(dictionary, asked.tenant, [asked.feature], scores=scores)
+        told = shown(known, asked.feature, self._spell)
+        around = self.registry.snippets.of(
+            asked.tenant, self.hosted.fingerprint, dictionary.digest, [asked.feature]
+        ).get(asked.feature)
+        clamped = dictionary.feature(asked.feature)
+        return {
+            **told,
+            "norm": float(clamped.decoder.norm()),
+            "threshold": clamped.threshold,
+            "clampable": clamped.unclampable is None,
+            "strongest": around.strongest if around else None,
+            "input_score": around.input_score if around else None,
+            "snippets": list(around.snippets) if around else [],
+        }
+
+    def find(self, asked: FindFeatures) -> dict[str, Any]:
+        """Features, a page of them."""
+        dictionary = self.dictionaries.find(asked.sae)
+        if asked.concept is not None:
+            found, told = self._with_token(dictionary, asked.concept)
+            return self._searched(dictionary, asked, found, told)
+        if asked.token is not None:
+            found, told = self._with_token(dictionary, asked.token)
+            return self._searched(dictionary, asked, found, told)
+        if asked.label is not None:
+            return self._labelled(dictionary, asked)
+        return self._listed(dictionary, asked)
+
+    def settle(self, asked: SettleSteering) -> dict[str, Any]:
+        """Steering that stays what it is now: dictionaries by digest, and what was measured."""
+        steering = dict(asked.steering)
+        report: dict[str, Any] = {}
+        if uses := steering.get("features"):
+            steering["features"] = [self._fixed(use) for use in uses]
+            report["features"] = [self._measured(asked.tenant, use) for use in uses]
+        if "sae" in steering:
+            steering["sae"] = f"sha256:{self.dictionaries.find(steering['sae']).digest}"
+        return {"steering": steering, "report": report}
+
+    def _fixed(self, use: Mapping[str, Any]) -> dict[str, Any]:
+        return {**use, "sae": f"sha256:{self.dictionaries.find(use['sae']).digest}"}
+
+    def _measured(self, tenant: str, use: Mapping[str, Any]) -> dict[str, Any]:
+        """A feature as a preset's report tells it."""
+        dictionary, feature = self.dictionaries.find(use["sae"]), use["feature"]
+        scores = self.dictionaries.scores(dictionary, [feature])
+        known = self._known(dictionary, tenant, [feature], scores=scores)
+        told = shown(known, feature, self._spell, most=_BRIEF)
+        return {
+            "sae": dictionary.id,
+            "digest": dictionary.digest,
+            "feature": feature,
+            "strength": use["strength"],
+            "promotes": [one["token"] for one in told["promotes"]],
+            "labels": told["labels"],
+            "output_score": scores[feature].output_score,
+        }
+
+    # --- without a search ------------------------------------------------------------------------
+
+    def _listed(self, dictionary: Dictionary, asked: FindFeatures) -> dict[str, Any]:
+        """By number, or by score where a least one is asked for: those that are scored."""
+        if asked.least is None:
+            start = _number(asked.after) + 1 if asked.after is not None else 0
+            features = range(start, min(start + asked.limit, dictionary.features))
+            more = bool(features) and features[-1] + 1 < dictionary.features
+            cursor = str(features[-1]) if more else None
+            return self._page(dictionary, asked, list(features), cursor, None)
+        measure = self.dictionaries.measure(dictionary, asked.settings)
+        page = self.registry.scores.best(measure, asked.limit, asked.after, least=asked.least)
+        covered = self.registry.scores.coverage(measure, (asked.least,))
+        told = {
+            "features": dictionary.features,
+            "scored": covered.scored,
+            "kept": covered.reach[asked.least],
+        }
+        features = [score.feature for score in page.items]
+        return self._page(dictionary, asked, features, page.next_cursor, told)
+
+    def _labelled(self, dictionary: Dictionary, asked: FindFeatures) -> dict[str, Any]:
+        page: Page[FeatureLabel] = self.registry.labels.search(
+            asked.tenant, dictionary.digest, [str(asked.label)], asked.limit, asked.after
+        )
+        features = list(dict.fromkeys(one.feature for one in page.items))
+        return self._filtered(dictionary, asked, features, page.next_cursor)
+
+    def _filtered(
+        self, dictionary: Dictionary, asked: FindFeatures, features: list[int], cursor: str | None
+    ) -> dict[str, Any]:
+        """Those that reach the least score; missing scores are computed."""
+        if asked.least is None:
+            return self._page(dictionary, asked, features, cursor, None)
+        scores = self.dictionaries.scores(dictionary, features, asked.settings)
+        kept = [f for f in features if (scores[f].output_score or 0.0) >= asked.least]
+        told = {"candidates": len(features), "kept": len(kept)}
+        return self._page(dictionary, asked, kept, cursor, told)
+
+    # --- searches over the lens ------------------------------------------------------------------
+
+    def _with_token(self, dictionary: Dictionary, text: str) -> tuple[list[int], dict[str, Any]]:
+        """Features that promote the text as a token, with or without a space before it."""
+        ids = self._tokens(text)
+        index = self.dictionaries.lens(dictionary).index
+        best: dict[int, int] = {}
+        for token in ids:
+            for feature, place in index.find(token):
+                best[feature] = min(place, best.get(feature, place))
+        order = sorted(best, key=lambda f: (best[f], f))
+        told = {"tokens": [{"id": i, "token": self._spell(i)} for i in ids]}
+        return order, told
+
+    def _tokens(self, text: str) -> list[int]:
+        family = language_of(self.hosted)
+        forms = (text, f" {text}") if not text.startswith(" ") else (text,)
+        rows = [family.tokenize(self.hosted, form, special=False) for form in forms]
+        return list(dict.fromkeys(row[0] for row in rows if len(row) == 1))
+
+    def _searched(
+        self,
+        dictionary: Dictionary,
+        asked: FindFeatures,
+        found: Sequence[int],
+        told: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """A page of what a search found, in its order; filtered, the first `CANDIDATES` only."""
+        kept = list(found)
+        report = {**told, "candidates": len(found)}
+        if asked.least is not None:
+            kept = kept[:CANDIDATES]
+            scores = self.dictionaries.scores(dictionary, kept, asked.settings)
+            kept = [f for f in kept if (scores[f].output_score or 0.0) >= asked.least]
+            kept.sort(key=lambda f: -(scores[f].output_score or 0.0))
+            report |= {"scored": min(len(found), CANDIDATES), "kept": len(kept)}
+        start = _number(asked.after) if asked.after is not None else 0
+        end = start + asked.limit
+        cursor = str(end) if end < len(kept) else None
+        return self._page(dictionary, asked, kept[start:end], cursor, report)
+
+    # --- what is shown ---------------------------------------------------------------------------
+
+    def _page(
+        self,
+        dictionary: Dictionary,
+        asked: FindFeatures,
+        features: list[int],
+        cursor: str | None,
+        search: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        scores = self.dictionaries.stored(dictionary, features, asked.settings)
+        known = self._known(dictionary, asked.tenant, features, scores=scores)
+        return {
+            "items": [shown(known, f, self._spell, most=_BRIEF) for f in features],
+            "has_more": cursor is not None,
+            "next_cursor": cursor,
+            "search": dict(search) if search is not None else None,
+        }
+
+    def _known(
+        self, dictionary: Dictionary, tenant: str, features: Sequence[int], *, scores: Any
+    ) -> Known:
+        return Known(
+            dictionary=dictionary,
+            lens=self.dictionaries.lens_tokens(dictionary, features),
+            labels=self.registry.labels.of(tenant, dictionary.digest, features),
+            scores=scores,
+            input_scores=self.registry.snippets.input_scores(
+                tenant, self.hosted.fingerprint, dictionary.digest, features
+            ),
+        )
+
+    def _sae(self, tenant: str, dictionary: Dictionary) -> dict[str, Any]:
+        measure = self.dictionaries.measure(dictionary)
+        covered = self.registry.scores.coverage(measure, (USABLE, STRONG))
+        sample = self.registry.snippets.sample(tenant, self.hosted.fingerprint, dictionary.digest)
+        return {
+            "object": "sae",
+            "id": dictionary.id,
+            "model": self.hosted.name,
+            "digest": dictionary.digest,
+            "site": dictionary.site,
+            "format": dictionary.format,
+            "features": dictionary.features,
+            "width": dictionary.width,
+            "activation": dictionary.activation.kind,
+            "base": dictionary.model,
+            "declared": dict(dictionary.declared),
+            "lens": self.dictionaries.has_lens(dictionary),
+            "scores": {
+                "settings": self.dictionaries.told(REFERENCE),
+                "scored": covered.scored,
+                "usable": covered.reach[USABLE],
+                "strong": covered.reach[STRONG],
+            },
+            "snippets": dict(sample.told) if sample else None,
+        }
+
+    def _spell(self, token: int) -> str:
+        return language_of(self.hosted).detokenize(self.hosted, [token], special=True)
+
+
+def _number(after: str) -> int:
+    if not after.isdecimal() or len(after) > 18:
+        raise BadPage(f"after is {after[:40]!r}")
+    return int(after)
