@@ -4,6 +4,7 @@ The same object serves in `tiller serve --local`, inside a Ray replica and in te
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from hashlib import sha256
@@ -17,6 +18,7 @@ from editors.delta import Delta
 from editors.joint import Composition
 from editors.moment import Corpus
 from engines.slots.choosing import engine_for
+from engines.slots.request import LAST, Event, Generation
 from engines.store import DigestStore
 from models.errors import MethodNotApplicable
 from models.language import Language
@@ -34,12 +36,14 @@ from service.owning import drained
 from service.questions import Question
 from service.registry import Registry
 from service.settings import Model, Settings
-from service.steering import Steered, reports_of
+from service.steering import Steered, Steering, reports_of
 from service.studying import Study
 from service.texts import Texts
 from service.vectors import LEARN, learning
 from service.weights import corpus_of, dictionaries_of, weights_of
 from service.workbench import Adopted, Arrival
+from steerers.planned import Bounds
+from steerers.score import REFERENCE
 
 
 class LanguageHost(DrawsNothing):
@@ -81,13 +85,30 @@ class LanguageHost(DrawsNothing):
             background=self.background,
             folder=settings.home / "lenses",
         )
+        for dictionary in self.dictionaries.known.values():
+            dictionary.check(self.hosted)
         self.study = Study(self.dictionaries, registry)
         jobs = FeatureJobs(
             dictionaries=self.dictionaries, registry=registry, corpus=self._own_texts
         )
+        bounds = Bounds(ratio=settings.limits.steering_ratio)
+        self.steering = Steering(self.dictionaries, registry, model.store_bytes, bounds)
         tasks: dict[str, Task] = {**jobs.tasks, LEARN: learning(self.hosted, registry)}
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
         self.started = int(time.time())
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Write a token, so that ready means ready."""
+        over = threading.Event()
+
+        def tell(event: Event) -> None:
+            if isinstance(event, LAST):
+                over.set()
+
+        ids = tuple(self.family.tokenize(self.hosted, REFERENCE.prompt))
+        self.engine.submit(Generation(id="warm-up", ids=ids, max_tokens=1), tell)
+        over.wait()
 
     def start(self) -> None:
         """Begin to take jobs."""
@@ -122,7 +143,9 @@ class LanguageHost(DrawsNothing):
         """Write the order's texts; closing the iterator frees their rows."""
         composed = await asyncio.to_thread(self.compositions.of, order.edits)
         prompts = await asyncio.to_thread(self._prompts, order)
-        steered = [await self._steered(order, ids) for ids in prompts]
+        steered = [Steered()] * len(prompts)
+        if order.steering:
+            steered = [await asyncio.to_thread(self.steering.plan, order, ids) for ids in prompts]
         patches = [composed.patch | plan.patch for plan in steered]
         lines = lines_of(order, prompts, patches, self.engine.capacity)
         telling = Telling(order, lines)
@@ -133,9 +156,6 @@ class LanguageHost(DrawsNothing):
             async for bundle in texts.bundles():
                 for happened in telling.of(bundle):
                     yield happened
-
-    async def _steered(self, order: TextOrder, ids: Sequence[int]) -> Steered:  # noqa: ARG002
-        return Steered()
 
     def _prompts(self, order: TextOrder) -> list[list[int]]:
         """What the rows read, as token ids."""

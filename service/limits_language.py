@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from service.errors import BadRequest, BadSteering, NotOffered
 from service.limits import check_edits, within
-from service.orders import SteeringOrder
+from service.resolving import Wanted
 from service.schema_language import (
     ChatBody,
     CompletionBody,
@@ -83,10 +83,17 @@ def check_steering(entries: Sequence[SteeringSettings], limits: Limits) -> None:
     within({"steering": (max(count, len(entries)), limits.steering)})
 
 
-def check_wanted(steering: Sequence[SteeringOrder], limits: Limits) -> None:
-    """Refuse more steering than allowed, however it was named (variant, model name, presets)."""
+def check_wanted(wanted: Wanted, limits: Limits, *, compare: bool) -> None:
+    """Refuse more steering than allowed, however it was named, and a comparison with itself."""
+    steering = wanted.steering
     count = sum(len(s.features) + len(s.vectors) + (s.concept is not None) for s in steering)
     within({"steering": (count, limits.steering)})
+    if compare and not (steering or wanted.edits):
+        raise BadRequest(
+            "There is nothing to compare: no edit and no steering is named.",
+            remedy="Name one (`edits`, `steering`, or in the model's name), or leave compare out.",
+            param="compare",
+        )
 
 
 def _check_generation(body: GenerationBody, prompts: int, limits: Limits) -> None:

@@ -22,7 +22,6 @@ from service.orders import (
 from service.problems import openai_error
 from service.resolving import Wanted
 from service.schema_language import ChatBody, CompletionBody, GenerationBody, Message
-from service.settings import Limits
 
 Json = dict[str, Any]
 COMPLETION_TOKENS = 16
@@ -31,41 +30,52 @@ _SAMPLING = tuple(SamplingOrder.__dataclass_fields__)
 _PLAIN = {"tiller": {"plain": True}}
 
 
-def chat_order(
-    body: ChatBody, wanted: Wanted, request_id: str, seconds: float, limits: Limits
-) -> TextOrder:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Who asks, and within which bounds.
+
+    Attributes:
+        id: Of the request.
+        seconds: How long it may take.
+        most: Tokens of a choice that names no number.
+    """
+
+    id: str
+    tenant: str
+    seconds: float
+    most: int
+
+
+def chat_order(body: ChatBody, wanted: Wanted, asked: Asked) -> TextOrder:
     """A conversation as a host understands it."""
     top = (body.top_logprobs or 0) if body.logprobs else None
     return TextOrder(
         messages=tuple(_said(message) for message in body.messages),
         logprobs=top,
         max_tokens=body.max_completion_tokens or body.max_tokens,
-        **_shared(body, wanted, request_id, seconds, limits),
+        **_shared(body, wanted, asked),
     )
 
 
-def completion_order(
-    body: CompletionBody, wanted: Wanted, request_id: str, seconds: float, limits: Limits
-) -> TextOrder:
+def completion_order(body: CompletionBody, wanted: Wanted, asked: Asked) -> TextOrder:
     """Texts that go on, as a host understands them."""
     return TextOrder(
         prompts=tuple(p if isinstance(p, str) else tuple(p) for p in body.prompt),
         logprobs=body.logprobs,
         max_tokens=body.max_tokens or COMPLETION_TOKENS,
-        **_shared(body, wanted, request_id, seconds, limits),
+        **_shared(body, wanted, asked),
     )
 
 
-def _shared(
-    body: GenerationBody, wanted: Wanted, request_id: str, seconds: float, limits: Limits
-) -> Json:
+def _shared(body: GenerationBody, wanted: Wanted, asked: Asked) -> Json:
     stated = body.model_dump(include=set(_SAMPLING), exclude_none=True)
     return {
-        "id": request_id,
+        "id": asked.id,
+        "tenant": asked.tenant,
         "n": body.n or 1,
         "seed": secrets.randbelow(2**32) if body.seed is None else body.seed,
         "sampling": SamplingOrder(**stated),
-        "most": limits.max_tokens,
+        "most": asked.most,
         "stop": tuple(body.stop or ()),
         "edits": tuple(
             EditOrder(digest=e.digest, strength=e.strength, label=f"{e.name}@{e.version}")
@@ -74,7 +84,7 @@ def _shared(
         "steering": wanted.steering,
         "compare": body.compare,
         "streamed": bool(body.stream),
-        "seconds": seconds,
+        "seconds": asked.seconds,
     }
 
 

@@ -93,6 +93,7 @@ class TextOrder:
     Choice j of prompt i has the index `i * n + j`.
 
     Attributes:
+        tenant: Whose labels a concept is searched in.
         messages: A conversation for the model's chat template; None for `prompts`.
         prompts: Texts, or token ids.
         seed: Of all choices; each draws from its own generator of it.
@@ -104,6 +105,7 @@ class TextOrder:
     """
 
     id: str
+    tenant: str = ""
     messages: tuple[Mapping[str, str], ...] | None = None
     prompts: tuple[str | tuple[int, ...], ...] = ()
     n: int = 1

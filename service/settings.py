@@ -166,7 +166,9 @@ class Limits(Section):
     steering: Annotated[int, Ge(0)] = 16
     """Features, vectors and concepts of one request together."""
     steering_strength: Annotated[float, Gt(0)] = 1000.0
-    """Of one of them, in the units of its mode; a steerer has its own bounds below it."""
+    """Of one of them, in the units of its mode."""
+    steering_ratio: Annotated[float, Gt(0)] = 10.0
+    """Of a change's norm to the stream's own norm, per site."""
     pictures_bytes: Annotated[int, Ge(2**20)] = 512 * 2**20
     pictures_seconds: Annotated[float, Gt(0)] = 3600.0
     """How long a picture's address works."""

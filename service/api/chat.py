@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from service import limits, limits_language, openai_language
 from service.api.answers import Bench, no_query, reply, stream, while_connected
 from service.auth import Principal, needs
-from service.openai_language import Answer, ChatShape, CompletionShape
+from service.openai_language import Answer, Asked, ChatShape, CompletionShape
 from service.orders import Ended, Prepared, TextEvent, TextOrder
 from service.resolving import Resolver, Wanted
 from service.schema_language import ChatBody, CompletionBody, GenerationBody
@@ -25,13 +25,7 @@ async def chat(request: Request, body: ChatBody, bench: Bench, caller: Caller) -
     """Answer a conversation, with the named edits and steering applied to this answer only."""
     limits_language.check_chat(body, bench.settings.limits)
     wanted = await _wanted(body, bench, caller)
-    order = openai_language.chat_order(
-        body,
-        wanted,
-        request.state.request_id,
-        bench.settings.server.request_seconds,
-        bench.settings.limits,
-    )
+    order = openai_language.chat_order(body, wanted, _asked(request, bench, caller))
     return await _answered(request, body, bench, wanted, order, ChatShape())
 
 
@@ -42,15 +36,18 @@ async def complete(
     """Go on with texts, with the named edits and steering applied to these continuations only."""
     limits_language.check_completion(body, bench.settings.limits)
     wanted = await _wanted(body, bench, caller)
-    order = openai_language.completion_order(
-        body,
-        wanted,
-        request.state.request_id,
-        bench.settings.server.request_seconds,
-        bench.settings.limits,
-    )
+    order = openai_language.completion_order(body, wanted, _asked(request, bench, caller))
     return await _answered(
         request, body, bench, wanted, order, CompletionShape(), echo=bool(body.echo)
+    )
+
+
+def _asked(request: Request, bench: Workbench, caller: Principal) -> Asked:
+    return Asked(
+        id=request.state.request_id,
+        tenant=caller.tenant,
+        seconds=bench.settings.server.request_seconds,
+        most=bench.settings.limits.max_tokens,
     )
 
 
@@ -61,7 +58,7 @@ async def _wanted(body: GenerationBody, bench: Workbench, caller: Principal) -> 
         resolver.resolve, caller.tenant, body.model, body.edits, body.steering
     )
     limits.check_total(len(wanted.edits), bench.settings.limits)
-    limits_language.check_wanted(wanted.steering, bench.settings.limits)
+    limits_language.check_wanted(wanted, bench.settings.limits, compare=body.compare)
     return wanted
 
 
