@@ -143,6 +143,8 @@ class Dictionary:
                 raise BadDictionary(f"{name} is not finite.")
             object.__setattr__(self, name, value.detach().float().contiguous())
         object.__setattr__(self, "activation", prepared(self.activation, features))
+        if isinstance(self.activation, Gated) and bool(self.encoder_bias.any()):
+            raise BadDictionary("A gated SAE has no encoder bias beside its gate and magnitude.")
 
     @property
     def width(self) -> int:
