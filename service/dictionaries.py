@@ -77,8 +77,8 @@ class Dictionaries:
         self._pending: dict[str, Outcome] = {}
         self._scorers: dict[tuple[str, str], Scorer] = {}
 
-    def find(self, sae: str) -> Dictionary:
-        """A dictionary by its id, or by `sha256:` and its digest.
+    def find(self, sae: str, param: str = "sae") -> Dictionary:
+        """A dictionary by its id, or by `sha256:` and its digest; `param` is the request's key.
 
         Raises:
             UnknownDictionary: The model has none of that name.
@@ -86,7 +86,9 @@ class Dictionaries:
         for dictionary in self.known.values():
             if sae in (dictionary.id, f"sha256:{dictionary.digest}"):
                 return dictionary
-        raise UnknownDictionary("sparse autoencoder", sae, ", ".join(self.known))
+        unknown = UnknownDictionary("sparse autoencoder", sae, ", ".join(self.known))
+        unknown.param = param
+        raise unknown
 
     def measure(self, dictionary: Dictionary, settings: ScoreSettings = REFERENCE) -> Measure:
         """Under what scores are kept: weights, dictionary, and settings with the precision."""

@@ -87,12 +87,12 @@ class LanguageHost(DrawsNothing):
         )
         for dictionary in self.dictionaries.known.values():
             dictionary.check(self.hosted)
-        self.study = Study(self.dictionaries, registry)
         jobs = FeatureJobs(
             dictionaries=self.dictionaries, registry=registry, corpus=self._own_texts
         )
         bounds = Bounds(ratio=settings.limits.steering_ratio)
         self.steering = Steering(self.dictionaries, registry, model.store_bytes, bounds)
+        self.study = Study(self.dictionaries, registry, self.steering)
         tasks: dict[str, Task] = {**jobs.tasks, LEARN: learning(self.hosted, registry)}
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
         self.started = int(time.time())

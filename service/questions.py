@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.orders import SteeringOrder
 from steerers.score import REFERENCE, ScoreSettings
 
 
@@ -72,14 +73,14 @@ class CheckFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class SettleSteering:
-    """What a preset keeps: steering whose concept has become features, `{"steering", "report"}`.
+    """What steering means now, for a preset to keep: `{"features", "report"}`.
 
-    Attributes:
-        steering: Keys as `service.schema_language.SteeringSettings` explains them.
+    `features` has those of a concept with the named ones, each by the digest of its dictionary.
+    Steering that no request could use is refused.
     """
 
     tenant: str
-    steering: Mapping[str, Any]
+    steering: SteeringOrder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,10 @@ Every method is called on a worker thread and may wait for the owner thread.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from service.dictionaries import Dictionaries
+from service.orders import TextOrder
 from service.questions import (
     AdoptVector,
     CheckFeatures,
@@ -26,20 +27,43 @@ from service.vectors import adopted, sites_of
 from steerers.dictionary import Dictionary
 from steerers.lens import language_of
 from steerers.score import REFERENCE, STRONG, USABLE
+from steerers.search import forms, search, words_of
+from steerers.snippets import spelled
 
 CANDIDATES = 200
 """Features that one search may score."""
+
+_LABELS = 1000
+"""Features whose labels a concept is compared with."""
 
 _BRIEF = 10
 """Lens tokens of a feature in a list."""
 
 
+class Plans(Protocol):
+    """A plan: the patch is its own affair, the reports say what was chosen."""
+
+    @property
+    def reports(self) -> Sequence[Mapping[str, Any]]:
+        """One or more per entry of the order."""
+        ...
+
+
+class Planner(Protocol):
+    """`service.steering.Steering`."""
+
+    def plan(self, order: TextOrder, ids: Sequence[int]) -> Plans:
+        """What the order's steering means for a row that reads these tokens."""
+        ...
+
+
 class Study:
     """Answers the questions of one host's dictionaries."""
 
-    def __init__(self, dictionaries: Dictionaries, registry: Registry) -> None:
-        self.dictionaries, self.registry = dictionaries, registry
+    def __init__(self, dictionaries: Dictionaries, registry: Registry, planner: Planner) -> None:
+        self.dictionaries, self.registry, self.planner = dictionaries, registry, planner
         self.hosted = dictionaries.hosted
+        self._spelt: dict[int, str] = {}  # at most the vocabulary
         self._answers: Mapping[type[Any], Callable[[Any], Any]] = {
             ListSaes: self.saes,
             ShowSae: self.sae,
@@ -94,8 +118,7 @@ class Study:
         """Features, a page of them."""
         dictionary = self.dictionaries.find(asked.sae)
         if asked.concept is not None:
-            found, told = self._with_token(dictionary, asked.concept)
-            return self._searched(dictionary, asked, found, told)
+            return self._of_concept(dictionary, asked, asked.concept)
         if asked.token is not None:
             found, told = self._with_token(dictionary, asked.token)
             return self._searched(dictionary, asked, found, told)
@@ -104,34 +127,19 @@ class Study:
         return self._listed(dictionary, asked)
 
     def settle(self, asked: SettleSteering) -> dict[str, Any]:
-        """Steering that stays what it is now: dictionaries by digest, and what was measured."""
-        steering = dict(asked.steering)
-        report: dict[str, Any] = {}
-        if uses := steering.get("features"):
-            steering["features"] = [self._fixed(use) for use in uses]
-            report["features"] = [self._measured(asked.tenant, use) for use in uses]
-        if "sae" in steering:
-            steering["sae"] = f"sha256:{self.dictionaries.find(steering['sae']).digest}"
-        return {"steering": steering, "report": report}
-
-    def _fixed(self, use: Mapping[str, Any]) -> dict[str, Any]:
-        return {**use, "sae": f"sha256:{self.dictionaries.find(use['sae']).digest}"}
-
-    def _measured(self, tenant: str, use: Mapping[str, Any]) -> dict[str, Any]:
-        """A feature as a preset's report tells it."""
-        dictionary, feature = self.dictionaries.find(use["sae"]), use["feature"]
-        scores = self.dictionaries.scores(dictionary, [feature])
-        known = self._known(dictionary, tenant, [feature], scores=scores)
-        told = shown(known, feature, self._spell, most=_BRIEF)
-        return {
-            "sae": dictionary.id,
-            "digest": dictionary.digest,
-            "feature": feature,
-            "strength": use["strength"],
-            "promotes": [one["token"] for one in told["promotes"]],
-            "labels": told["labels"],
-            "output_score": scores[feature].output_score,
-        }
+        """What steering means now; planned as for a request that reads the neutral prompt."""
+        ids = language_of(self.hosted).tokenize(self.hosted, REFERENCE.prompt)
+        order = TextOrder(id="preset", tenant=asked.tenant, steering=(asked.steering,))
+        reports = [dict(report) for report in self.planner.plan(order, ids).reports]
+        chosen = [use for report in reports for use in report.get("features", ())]
+        named = [one.strength for one in asked.steering.features]
+        # The steerer tells the named ones first, in their order, then a concept's.
+        strengths = [*named, *[asked.steering.strength] * (len(chosen) - len(named))]
+        features = [
+            {"sae": f"sha256:{use['sae_digest']}", "feature": use["feature"], "strength": strength}
+            for use, strength in zip(chosen, strengths, strict=True)
+        ]
+        return {"features": features, "report": reports}
 
     # --- without a search ------------------------------------------------------------------------
 
@@ -173,6 +181,33 @@ class Study:
         return self._page(dictionary, asked, kept, cursor, told)
 
     # --- searches over the lens ------------------------------------------------------------------
+
+    def _of_concept(
+        self, dictionary: Dictionary, asked: FindFeatures, concept: str
+    ) -> dict[str, Any]:
+        """What steering towards the concept would choose from, the best first."""
+        least = USABLE if asked.least is None else asked.least
+        found = search(
+            self.hosted,
+            concept,
+            self.dictionaries.lens(dictionary).index,
+            lambda features: self.dictionaries.scores(dictionary, features, asked.settings),
+            labels=self._labels(dictionary, asked.tenant, concept),
+            minimum=least,
+        )
+        told = found.as_dict()
+        told["tokens"] = [{"id": i, "token": self._spell(i)} for i in found.tokens]
+        told["kept"] = len(found.kept)
+        features = [candidate.feature for candidate, _ in found.kept]
+        start = 0 if asked.after is None else _number(asked.after)
+        end = start + asked.limit
+        cursor = str(end) if end < len(features) else None
+        return self._page(dictionary, asked, features[start:end], cursor, told)
+
+    def _labels(self, dictionary: Dictionary, tenant: str, concept: str) -> dict[int, str]:
+        texts = sorted({form for word in words_of(concept) for form in forms(word)})
+        page = self.registry.labels.search(tenant, dictionary.digest, texts, _LABELS)
+        return {one.feature: one.label for one in page.items}
 
     def _with_token(self, dictionary: Dictionary, text: str) -> tuple[list[int], dict[str, Any]]:
         """Features that promote the text as a token, with or without a space before it."""
@@ -272,7 +307,9 @@ class Study:
         }
 
     def _spell(self, token: int) -> str:
-        return language_of(self.hosted).detokenize(self.hosted, [token], special=True)
+        if token not in self._spelt:
+            self._spelt[token] = spelled(self.hosted, token)
+        return self._spelt[token]
 
 
 def _number(after: str) -> int:

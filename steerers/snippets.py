@@ -38,7 +38,7 @@ class Windows:
 
     def of(self, hosted: HostedModel, feature: int) -> list[dict[str, Any]]:
         """A feature's snippets in the shape of Neuronpedia's activations, the strongest first."""
-        family, told = language_of(hosted), []
+        told = []
         for ids, values in zip(self.ids[feature], self.values[feature], strict=True):
             there = ids >= 0
             if not bool(there.any()):
@@ -46,7 +46,7 @@ class Windows:
             kept = ids[there].tolist()
             told.append(
                 {
-                    "tokens": [family.detokenize(hosted, [i], special=True) for i in kept],
+                    "tokens": [spelled(hosted, i) for i in kept],
                     "ids": kept,
                     "values": [round(v, 5) for v in values[there].tolist()],
                     "maxValue": round(float(values[BEFORE]), 5),
@@ -109,3 +109,18 @@ def _around(
     ids = some.ids[rows[:, None], inside].masked_fill(~meant, -1)
     values = codes[rows[:, None], inside, features[:, None]].masked_fill(~meant, 0.0)
     return ids.int(), values
+
+
+def spelled(hosted: HostedModel, token: int) -> str:
+    """A token's text as it stands inside a text: some tokenizers drop the space in front of it.
+
+    A token that is a part of a letter is spelt as U+FFFD.
+    """
+    family = language_of(hosted)
+    front = family.tokenize(hosted, "a", special=False)[:1]
+    plain = family.detokenize(hosted, [token], special=True)
+    if token in family.special_ids(hosted) or not front:
+        return plain
+    before = family.detokenize(hosted, front)
+    both = family.detokenize(hosted, [*front, token])
+    return both[len(before) :] if both.startswith(before) else plain

@@ -1,7 +1,8 @@
 """`/v1/presets`: steering under a name with versions and aliases."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -11,6 +12,7 @@ from service.api.answers import Bench, reply
 from service.api.edits import Writer
 from service.api.named import EXACT, Noun, PathName, routes
 from service.limits_language import check_steering
+from service.orders import SteeringOrder
 from service.questions import SettleSteering
 from service.registry.presets import STEERING
 from service.registry.records import Version
@@ -21,6 +23,9 @@ from service.workbench import Workbench
 
 PRESET = Noun(word="preset", kind=STEERING, content=lambda version: {"steering": version.header})
 router = routes(PRESET)
+
+_SETTLED = {"features", "vectors", "concept", "strength", "sae", "count"}
+"""Keys whose meaning may move; a version keeps what they mean when it is made."""
 
 
 class PresetBody(Body):
@@ -39,14 +44,9 @@ async def put_preset(
     check_steering([body.steering], bench.settings.limits)
     host = bench.host(body.model)
     card = await host.card()
-    vectors = await asyncio.to_thread(_by_digest, bench, caller.tenant, body)
-    steering = body.steering.model_dump(mode="json", exclude_defaults=True)
-    if vectors:
-        steering["vectors"] = [{"name": name, "strength": s} for name, s, _ in vectors]
-    settled = await host.answer(SettleSteering(tenant=caller.tenant, steering=steering))
-    report = dict(settled["report"])
-    if vectors:
-        report["vectors"] = {name: label for name, _, label in vectors}
+    order = await asyncio.to_thread(_order, bench, caller.tenant, body)
+    settled = await host.answer(SettleSteering(tenant=caller.tenant, steering=order))
+    steering, report = _kept(body.steering, order, settled)
     version: Version = await asyncio.to_thread(
         bench.registry.presets.put,
         caller.tenant,
@@ -54,7 +54,7 @@ async def put_preset(
         name,
         body.model,
         card["fingerprint"],
-        settled["steering"],
+        steering,
         actor=caller.name,
         report=report,
     )
@@ -62,9 +62,26 @@ async def put_preset(
     return reply(request, PRESET.version_body(version), 201, location)
 
 
-def _by_digest(bench: Workbench, tenant: str, body: PresetBody) -> list[tuple[str, float, str]]:
-    """The vectors by what they are now, each with its strength and its name: versions stay."""
+def _order(bench: Workbench, tenant: str, body: PresetBody) -> SteeringOrder:
+    """The steering with every name resolved, as a request's."""
     resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
     named = SteeringBody.model_validate(body.steering.model_dump())
-    (order,) = resolver.resolve(tenant, body.model, (), [named]).steering
-    return [(f"sha256:{v.digest}", v.strength, v.label) for v in order.vectors]
+    return resolver.resolve(tenant, body.model, (), [named]).steering[0]
+
+
+def _kept(
+    asked: SteeringSettings, order: SteeringOrder, settled: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a version says, which never changes: features and digests; and what was measured."""
+    steering = asked.model_dump(mode="json", exclude_defaults=True, exclude=_SETTLED)
+    report: dict[str, Any] = {"steering": settled["report"]}
+    if settled["features"]:
+        steering["features"] = settled["features"]
+    if order.vectors:
+        steering["vectors"] = [
+            {"name": f"sha256:{v.digest}", "strength": v.strength} for v in order.vectors
+        ]
+        report["vectors"] = {f"sha256:{v.digest}": v.label for v in order.vectors}
+    if asked.concept is not None:
+        report["concept"] = asked.concept
+    return steering, report

@@ -42,12 +42,15 @@ _LINES = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines"
 async def list_saes(request: Request, bench: Bench, caller: Caller) -> JSONResponse:
     """Every dictionary of every hosted model, and how much of it is scored."""
     data: list[Any] = []
-    for name in bench.hosts:
+    loading: dict[str, str] = {}
+    for name, host in bench.hosts.items():
         try:
-            data += await bench.host(name).answer(ListSaes(tenant=caller.tenant))
+            if (await host.card()).get("saes"):
+                data += await host.answer(ListSaes(tenant=caller.tenant))
         except Refusal as refusal:  # a model that is being loaded is told, not waited for
-            data.append({"object": "sae", "id": None, "model": name, "state": refusal.code})
-    return reply(request, {"object": "list", "data": data})
+            loading[name] = refusal.code
+    told = {"tiller": {"not_ready": loading}} if loading else {}
+    return reply(request, {"object": "list", "data": data, **told})
 
 
 @router.get("/{sae}")
