@@ -37,6 +37,17 @@ class Scored:
     progress: Progress
 
 
+def neutral_of(read: Prompted, dictionary: Dictionary) -> Neutral:
+    """What the last token of a prompt says at the dictionary's site, unsteered."""
+    x = read.last(dictionary.site).float().to(dictionary.decoder.device)
+    p_max = read.logits.double().softmax(0).amax()
+    return Neutral(
+        a_max=dictionary.a_max(x),
+        stream_norm=float(x.norm()),
+        p_max=float(p_max) if bool(torch.isfinite(p_max)) else None,
+    )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scorer:
     """One dictionary on one model under one way of measuring.
@@ -69,12 +80,7 @@ class Scorer:
     @cached_property
     def neutral(self) -> Neutral:
         """A, the stream's norm and the likeliest token's probability, unsteered."""
-        p_max = self.prompt.logits.double().softmax(0).amax()
-        return Neutral(
-            a_max=self.dictionary.a_max(self._x),
-            stream_norm=float(self._x.norm()),
-            p_max=float(p_max) if bool(torch.isfinite(p_max)) else None,
-        )
+        return neutral_of(self.prompt, self.dictionary)
 
     @cached_property
     def _base(self) -> Prompted:
