@@ -33,7 +33,7 @@ _KEY = re.compile(
 
 
 def export_peft(delta: Delta, hosted: HostedModel) -> bytes:
-    """A zip with one PEFT adapter folder per text encoder."""
+    """A zip with one PEFT adapter folder per text encoder, or the one of a language model."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for encoder, sites in sorted(_by_encoder(delta).items()):
@@ -78,7 +78,9 @@ def export_diffusers(delta: Delta) -> bytes:
 
 
 def import_lora(data: bytes, hosted: HostedModel, limits: Limits | None = None) -> Delta:
-    """A delta from a PEFT folder (zip) or a LoRA safetensors file for text-encoder linears.
+    """A delta from a PEFT folder (zip) or a LoRA safetensors file.
+
+    Known are the linear layers of text encoders and of a language model's decoder layers.
 
     Raises:
         BadAdapter: Pickled, unreadable, too large, or a key that names no linear layer here.
@@ -177,15 +179,27 @@ def _site(hosted: HostedModel, prefix: str, key: str) -> tuple[str, str]:
     if found is None:
         raise BadAdapter(f"{key} is not a LoRA tensor.")
     path, side = found["path"], found["side"] or {"down": "A", "up": "B"}[found["way"]]
+    site = _in_encoder(hosted, prefix, path) if hosted.text_towers else _in_decoder(hosted, path)
+    if site not in hosted.linears:
+        raise BadAdapter(f"{key} names no linear layer of {hosted.name}.")
+    return site, side
+
+
+def _in_encoder(hosted: HostedModel, prefix: str, path: str) -> str:
     first = path.partition(".")[0]
     if first in hosted.text_towers:
         encoder, path = first, path.partition(".")[2]
     else:
         encoder = prefix if prefix in hosted.text_towers else next(iter(hosted.text_towers))
-    site = f"{encoder}.text_model.{path.removeprefix('text_model.')}"
-    if site not in hosted.linears:
-        raise BadAdapter(f"{key} names no linear layer of {hosted.name}.")
-    return site, side
+    return f"{encoder}.text_model.{path.removeprefix('text_model.')}"
+
+
+def _in_decoder(hosted: HostedModel, path: str) -> str:
+    """The site of a decoder's linear layer, under its own name or as a site is written."""
+    modules = (dict(module.named_modules()).get(path) for module in hosted.modules.values())
+    wanted = [found for found in modules if found is not None]
+    own = (site for site, linear in hosted.linears.items() if any(linear is w for w in wanted))
+    return next(own, path)
 
 
 def _scale(config: Mapping[str, Any]) -> float:

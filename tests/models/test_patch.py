@@ -160,3 +160,53 @@ def test_data_that_cannot_be_a_patch_is_refused_at_once(wrong):
     with pytest.raises((BadPatch, BadSite)) as caught:
         wrong()
     assert caught.value.remedy
+
+
+def at(positions):
+    return Patch((Shift(site="lm.block.1", vector=torch.ones(3), positions=positions),))
+
+
+def columns(patch):
+    return [operation.positions for operation in patch]
+
+
+@pytest.mark.parametrize(
+    ("positions", "pieces"),
+    [
+        # A prompt of 6 tokens in pieces of 4 and 2, then two single tokens.
+        ("all", [["all"], ["all"], ["all"], ["all"]]),
+        ("prompt", [["all"], ["all"], [], []]),
+        ("generated", [[], [], ["all"], ["all"]]),
+        ("last", [[], [(1,)], [], []]),
+        ("last_and_generated", [[], [(1,)], ["all"], ["all"]]),
+        ((0, 3, 5, 7), [[(0, 3)], [(1,)], [], ["all"]]),
+    ],
+)
+def test_a_piece_of_a_row_carries_what_of_a_patch_is_its_own(positions, pieces):
+    patch = at(positions)
+    forwards = [(0, 4), (4, 2), (6, 1), (7, 1)]
+    assert [columns(patch.within(start, n, 6)) for start, n in forwards] == pieces
+
+
+def test_a_piece_across_the_prompts_end_has_tokens_of_both_kinds():
+    assert columns(at("last_and_generated").within(4, 4, 6)) == [(1, 2, 3)]
+    assert columns(at("generated").within(4, 4, 6)) == [(2, 3)]
+    assert columns(at("prompt").within(4, 4, 6)) == [(0, 1)]
+
+
+def test_behind_the_prompt_a_patch_is_one_object_however_far_it_goes():
+    patch = at("last_and_generated") | at("prompt")
+    assert patch.within(6, 1, 6) is patch.within(50, 1, 7)
+    assert columns(patch.within(6, 1, 6)) == ["all"]
+
+
+def test_what_acts_on_all_tokens_is_left_as_it_is():
+    edit = LowRank(site="lm.layers.0.mlp.down_proj", left=torch.ones(3, 1), right=torch.ones(1, 2))
+    patch = Patch((edit, Exit(tower="lm", after=1))) | at("all")
+    assert patch.within(0, 4, 6) is patch and patch.within(9, 1, 6) is patch
+
+
+def test_visual_tokens_stand_in_the_prompt_and_keep_their_name_there():
+    detour = Patch((Detour(tower="lm", source=3, target=1),))
+    assert detour.within(0, 6, 6) is detour
+    assert not detour.within(6, 1, 6)

@@ -80,3 +80,40 @@ def test_what_is_planned_is_known_before_the_forward():
 
 def test_leaving_behind_the_last_block_is_no_change_and_plans_none():
     assert not pack([Patch((Exit(tower="text", after=3),))], BLOCKS).planned
+
+
+def test_shifts_of_whole_rows_are_one_vector_a_row():
+    first, second = (
+        Shift(site="text.block.1", vector=v) for v in (torch.arange(3.0), torch.ones(3))
+    )
+    plan = pack([Patch((first, second)), Patch(), Patch((second,))], BLOCKS)
+    assert not plan.moves
+    shifts = plan.shifts["text.block.1"]
+    assert shifts.rows == (0, 2)
+    assert shifts.vector.tolist() == [[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]
+    assert plan.planned == {(0, "text.block.1"): 0, (2, "text.block.1"): 0}
+
+
+def test_the_sum_of_a_rows_shifts_is_the_same_in_any_company_and_order():
+    generator = torch.Generator().manual_seed(0)
+    few = [
+        Shift(site="text.block.1", vector=10.0**k * torch.randn(64, generator=generator))
+        for k in range(5)
+    ]
+    alone = pack([Patch(tuple(few))], BLOCKS).shifts["text.block.1"].vector[0]
+    company = [Patch((few[0],)), Patch(tuple(reversed(few))), Patch(tuple(few[1:]))]
+    assert torch.equal(pack(company, BLOCKS).shifts["text.block.1"].vector[1], alone)
+
+
+def test_a_row_that_also_clamps_reads_its_stream_once_for_both():
+    shift = Shift(site="text.block.1", vector=torch.ones(3))
+    clamp = Clamp(
+        site="text.block.1",
+        encoder=torch.ones(3),
+        encoder_bias=0.0,
+        decoder=torch.ones(3),
+        value=1.0,
+    )
+    plan = pack([Patch((shift, clamp)), Patch((shift,))], BLOCKS)
+    assert plan.moves["text.block.1"][0].rows == (0,)
+    assert plan.shifts["text.block.1"].rows == (1,)
