@@ -45,7 +45,7 @@ class Vectors:
     """
 
     header: Mapping[str, Any]
-    vectors: Mapping[str, Float[Tensor, " d"]]
+    vectors: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
         checked = {site: _checked(v, site) for site, v in sorted(self.vectors.items())}
