@@ -1,7 +1,9 @@
 """The value fit on a tower of CLIP ViT-L/14's size: later blocks alone against whole passes.
 
 Random weights, one thread, float32; the same loss, the same ten prompts. `whole` runs the text
-tower from its embeddings at each step, padded to the longest prompt or to 77 as pipelines do.
+tower from its embeddings at each step, padded to the longest prompt or to 77 as pipelines do. Eight
+facts in one batch are whole fits (targets, clean pass, steps, solution) of the same eight one by
+one, without early stops; the second moment is at hand.
 """
 
 import statistics
@@ -15,12 +17,16 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import miniature
-from benches.figures import Figure
-from editors.fact import Phrasing, last_subject_token
+from benches.figures import Figure, by_turns, speed_up
+from editors.delta import Delta
+from editors.fact import Fact, Phrasing, last_subject_token
 from editors.fitting import contexts
+from editors.methods.refact import Refact
+from editors.moment import Corpus, Moment, MomentStore, key_of, recipe_of
 from editors.objective import pull, similarities
 from editors.suffix import Suffix, clean_pass, embed_clean
 from editors.templates import Phrasebook
+from models.errors import Refusal
 from models.family import FAMILIES
 from models.hosted import HostedModel
 from models.text_tower import TextTower
@@ -30,6 +36,8 @@ TARGETS = ((7, 4.0), (9, 8.0))
 """Blocks, and how many times faster than whole passes of the longest prompt's length."""
 PROMPT = Phrasing(prompt="the president of arda", subject="the president of arda")
 TARGET = "a picture of a green frog"
+LANDS = ("arda", "lumen", "borea", "tarn", "velm", "osk", "quill", "merrow")
+TOGETHER_STEPS = 10
 
 
 def run(*, smoke: bool = False) -> list[Figure]:
@@ -37,7 +45,8 @@ def run(*, smoke: bool = False) -> list[Figure]:
     torch.set_num_threads(1)
     hosted = large_tower()
     rounds = 1 if smoke else ROUNDS
-    return [f for block, least in TARGETS for f in _at_block(hosted, block, least, rounds)]
+    found = [f for block, least in TARGETS for f in _at_block(hosted, block, least, rounds)]
+    return [*found, *_together(hosted, rounds)]
 
 
 def large_tower() -> HostedModel:
@@ -78,6 +87,37 @@ def large_tower() -> HostedModel:
         towers={"text": tower.blocks},
         linears=linears,
     )
+
+
+def _together(hosted: HostedModel, rounds: int) -> list[Figure]:
+    method = Refact(block=7, steps=TOGETHER_STEPS, stop=1.0)
+    facts = [Fact(prompt=f"the president of {land}", target=TARGET) for land in LANDS]
+    tower, corpus, moments = (
+        hosted.text_towers["text_encoder"],
+        Corpus("none", ()),
+        MomentStore(None),
+    )
+    recipe = recipe_of(tower, 7, corpus)
+    eye = torch.eye(tower.inner_width, dtype=torch.float64)
+    moments.kept[key_of(recipe)] = Moment(eye, 1, recipe, known_cond=1.0)
+
+    def fit(some: list[Fact]) -> list[Delta | Refusal]:
+        work = method.fit_many(hosted, some, moments, corpus)
+        try:
+            while True:
+                next(work)
+        except StopIteration as over:
+            return over.value
+
+    assert all(isinstance(delta, Delta) for delta in fit(facts))
+    batch, alone = by_turns(
+        time.process_time, lambda: fit(facts), lambda: [fit([f]) for f in facts], rounds
+    )
+    each = 1000 * statistics.median(batch) / len(facts)
+    return [
+        speed_up(f"block 7: {len(facts)} facts one by one / in one batch", batch, alone),
+        Figure(name="block 7: a fact fitted in the batch", value=each, unit="ms of CPU"),
+    ]
 
 
 def _at_block(hosted: HostedModel, block: int, least: float, rounds: int) -> list[Figure]:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editors.errors import BadMoment, EditsConflict
-from editors.rank_one import factor, joint, solve_keys
+from editors.rank_one import condition, factor, joint, solve_keys
 
 
 def moment_of(inner, tokens=400, seed=0):
@@ -62,3 +62,15 @@ def test_a_ridge_is_used_only_where_nothing_else_helps_and_is_told():
     assert 0 < factor(flat).ridge <= 1e-4
     with pytest.raises(BadMoment):
         factor(-torch.eye(4, dtype=torch.float64))
+
+
+def test_the_condition_number_is_that_of_what_is_factored():
+    c = moment_of(24)
+    assert condition(c, 0.0) == pytest.approx(float(torch.linalg.cond(c)), rel=1e-9)
+    ridge = 1e-4
+    mended = c + ridge * c.diagonal().mean() * torch.eye(24, dtype=torch.float64)
+    assert condition(c, ridge) == pytest.approx(float(torch.linalg.cond(mended)), rel=1e-9)
+    dead = c.clone()
+    dead[0], dead[:, 0] = 0, 0
+    ridge = factor(dead).ridge
+    assert ridge > 0 and 1e3 < condition(dead, ridge) < 1e8

@@ -201,6 +201,14 @@ def test_moments_that_cannot_be_read_are_refused(tiny_sd, tower, corpus, drained
         drained(MomentStore(tmp_path).load_or_collect(tower, 1, corpus, tiny_sd))
 
 
+def test_a_moments_file_tells_its_condition_number(tiny_sd, tower, corpus, drained, tmp_path):
+    first = drained(MomentStore(tmp_path).load_or_collect(tower, 1, corpus, tiny_sd))
+    again = drained(MomentStore(tmp_path).load_or_collect(tower, 1, corpus, tiny_sd))
+    assert again.known_cond == first.cond
+    older = Moment(first.total, first.count, first.recipe)
+    assert older.known_cond is None and older.cond == pytest.approx(first.cond, rel=1e-9)
+
+
 def test_a_template_whose_words_get_in_the_way_of_the_subject_is_left_out(tower):
     book = Phrasebook(fitted=("a portrait of {}", "{}, seen here"))
     said = contexts(tower, Phrasing(prompt="a portrait", subject="portrait"), book)

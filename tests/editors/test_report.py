@@ -147,6 +147,16 @@ def test_a_small_sample_of_the_keys_is_warned_about(fact, delta, measured):
     assert "tokens per dimension" in warning
 
 
+def test_the_condition_number_of_the_second_moment_is_told(delta, banks, measured, fact):
+    told = delta.header["fit"]["text_encoder"]["moment"]
+    (moment,) = [m for m in banks.moments.kept.values() if m.digest == told["digest"]]
+    c = moment.matrix
+    ridged = c + told["ridge"] * c.diagonal().mean() * torch.eye(len(c))
+    assert told["cond"] == pytest.approx(float(torch.linalg.cond(ridged)), rel=1e-4)
+    assert measured(fact, delta).as_dict()["cond"] == told["cond"]
+    assert measured(fact, delta.with_header(fit={})).cond is None
+
+
 def test_a_fact_of_pictures_alone_is_measured_against_them(tiny_sd, fitted, measured):
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), (200, 30, 30)).save(buffer, "PNG")

@@ -71,6 +71,7 @@ def test_a_model_with_a_file_that_is_not_the_nine_does_not_load_and_says_why(wit
         ({"prompt_order": [2, 2]}, "bad_order"),
         ({"prompt_order": [10]}, "bad_request"),
         ({"objective": "contrastive"}, "bad_image"),
+        ({"kl": 1.0}, "bad_regulariser"),
     ],
 )
 def test_what_no_fit_could_write_makes_no_job(http, options, code):
