@@ -72,13 +72,18 @@ def main() -> None:
 
 
 def mount_evaluation() -> None:
-    """`tiller evaluate`, `tiller demo` and `tiller lens`, which live in files of their own."""
+    """Commands that live in files of their own."""
+    from service.cli_chat import chat
+    from service.cli_saes import preset, sae, vector
     from service.demo import demo
     from service.evaluating import app as evaluate
     from service.looking import lens
 
     app.add_typer(evaluate, name="evaluate")
+    for name, group in (("sae", sae), ("vector", vector), ("preset", preset)):
+        app.add_typer(group, name=name)
     app.command("demo")(demo)
+    app.command("chat")(chat)
     app.command("lens")(lens)
 
 
