@@ -57,6 +57,7 @@ class Call(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str | list[str]] | None = None
     file: bytes | None = None
+    filename: str = "delta"
 
     def arguments(self) -> Json:
         """For httpx2's `request`."""
@@ -64,7 +65,7 @@ class Call(Generic[T]):
         if self.json is not None:
             told["json"] = self.json
         if self.file is not None:
-            told["files"] = {"file": ("delta", self.file, "application/octet-stream")}
+            told["files"] = {"file": (self.filename, self.file, "application/octet-stream")}
             told["data"] = dict(self.data or {})
         return told
 

@@ -56,6 +56,14 @@ from service.client_pictures import (
     Picture,
     Redrawn,
 )
+from service.client_saes import (
+    AsyncPresets,
+    AsyncSaes,
+    AsyncVectors,
+    Presets,
+    Saes,
+    Vectors,
+)
 
 __all__ = [
     "AsyncTiller",
@@ -428,6 +436,7 @@ class Tiller:
         self.http = httpx2.Client(base_url=url, headers=headers, timeout=_TIMEOUT)
         self.images, self.edits, self.jobs = Images(self), Edits(self), Jobs(self)
         self.models, self.variants, self.keys = Models(self), Variants(self), Keys(self)
+        self.saes, self.presets, self.vectors = Saes(self), Presets(self), Vectors(self)
         self.texts = Texts(self)
         self.lens, self.chat, self.complete = self.images.lens, self.texts.chat, self.texts.complete
 
@@ -484,6 +493,8 @@ class AsyncTiller:
         self.images, self.edits, self.jobs = AsyncImages(self), AsyncEdits(self), AsyncJobs(self)
         self.models, self.variants = AsyncModels(self), AsyncVariants(self)
         self.keys = AsyncKeys(self)
+        self.saes, self.presets = AsyncSaes(self), AsyncPresets(self)
+        self.vectors = AsyncVectors(self)
         self.texts = AsyncTexts(self)
         self.lens, self.chat, self.complete = self.images.lens, self.texts.chat, self.texts.complete
 
