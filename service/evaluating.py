@@ -29,9 +29,11 @@ from service.asking import (
 )
 from service.client import Tiller, TillerError
 from service.evaluating_lens import evaluate_lens_command
+from service.evaluating_steering import evaluate_steering_command
 
-app = typer.Typer(no_args_is_help=True, help="Does it work: measured on judged pictures.")
+app = typer.Typer(no_args_is_help=True, help="Does it work: measured on judged pictures and texts.")
 app.command("lens")(evaluate_lens_command)
+app.command("steering")(evaluate_steering_command)
 out = Console()
 
 EDIT = "evaluation"
