@@ -310,8 +310,10 @@ def _inside(positions: Positions, forward: range, prompt_tokens: int) -> tuple[i
             meant = (last,)
         case "last_and_generated":
             meant = range(last, forward.stop)
-        case _:
+        case tuple():
             meant = positions
+        case _:
+            meant = forward
     return tuple(p - forward.start for p in forward if p in meant)
 
 
