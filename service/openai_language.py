@@ -337,7 +337,8 @@ class CompletionShape:
         return {
             "tokens": [t.text for t in tokens],
             "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [{o.text: o.logprob for o in t.top} for t in tokens],
+            # Parts of characters look alike; of those the likeliest is told.
+            "top_logprobs": [{o.text: o.logprob for o in reversed(t.top)} for t in tokens],
             "text_offset": offsets,
         }
 

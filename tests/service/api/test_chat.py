@@ -3,10 +3,7 @@
 import asyncio
 import json
 import math
-import threading
-import time
 
-import httpx2
 import openai
 import pytest
 
@@ -159,12 +156,8 @@ def test_log_probabilities_have_openais_shape(client):
         # Greedy: the likeliest token is the one that was taken.
         assert math.isclose(token.top_logprobs[0].logprob, token.logprob, abs_tol=1e-6)
         assert token.bytes is None or bytes(token.bytes).decode() == token.token
-    assert answered_without_logprobs(client) is None
-
-
-def answered_without_logprobs(client):
-    answer = client.chat.completions.create(model=MODEL, messages=SAID, max_tokens=2)
-    return answer.choices[0].logprobs
+    without = client.chat.completions.create(model=MODEL, messages=SAID, max_tokens=2)
+    assert without.choices[0].logprobs is None
 
 
 def test_streamed_log_probabilities_are_those_of_the_whole_answer(speaking):
@@ -182,17 +175,23 @@ def test_streamed_log_probabilities_are_those_of_the_whole_answer(speaking):
     )
 
 
-def test_a_bias_rules_a_token_out_and_a_stop_string_ends(speaking):
-    first = answered(speaking, temperature=0, logprobs=True, max_tokens=1)
-    token = first["choices"][0]["logprobs"]["content"][0]["token"]
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(speaking):
     text = answered(speaking, temperature=0, max_tokens=12)["choices"][0]["message"]["content"]
     stop = text[2:4]
-    stopped = answered(speaking, temperature=0, max_tokens=12, stop=stop)["choices"][0]
-    assert stopped["message"]["content"] == text[: text.index(stop)]
-    assert stopped["finish_reason"] == "stop"
-    ids = speaking.get(f"/v1/models/{MODEL}").json()["vocabulary"]
-    assert ids > 0
-    assert token
+    stopped = answered(speaking, temperature=0, max_tokens=12, stop=stop)
+    assert stopped["choices"][0]["message"]["content"] == text[: text.index(stop)]
+    assert stopped["choices"][0]["finish_reason"] == "stop"
+    assert stopped["tiller"]["choices"][0]["stop"] == stop
+
+
+def test_a_bias_forces_a_token(speaking):
+    forced = answered(speaking, logit_bias={"290": 100}, max_tokens=4, temperature=0)
+    tokens = answered(speaking, logit_bias={"290": 100}, max_tokens=4, temperature=0, logprobs=True)
+    assert forced["choices"][0]["message"] == tokens["choices"][0]["message"]
+    told = tokens["choices"][0]["logprobs"]["content"]
+    assert len({t["token"] for t in told}) == 1
+    # Told is the model's own distribution, before the bias.
+    assert any(t["logprob"] < -0.1 for t in told)
 
 
 def test_parts_of_text_and_a_developer_are_read(speaking):
@@ -290,22 +289,3 @@ def test_the_card_says_what_the_model_is(speaking):
     assert card["context"] >= card["capacity"] > 0
     assert card["streams"] == {"lm": 4} or card["streams"]["lm"] > 0
     assert card["methods"]["sae"]["applies"] is True
-
-
-def active(http):
-    lines = http.get("/metrics").text.splitlines()
-    told = f'tiller_engine{{model="{MODEL}",what="active"}}'
-    return next((float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith(told)), 0.0)
-
-
-def written(http):
-    lines = http.get("/metrics").text.splitlines()
-    told = f'tiller_engine{{model="{MODEL}",what="written_tokens"}}'
-    return next((float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith(told)), 0.0)
-
-
-def wait_until(condition, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.005)
