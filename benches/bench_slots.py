@@ -24,7 +24,7 @@ from engines.slots.request import Event, Generation, Token
 from models.loading import load
 from models.patch import Patch
 
-ROUNDS = 5
+ROUNDS = 3
 SLOTS, COUNT, CONFIGURATIONS = 24, 24, 256
 MINIATURE = Path(__file__).parent.parent / "miniature" / "weights" / "language"
 
@@ -102,7 +102,7 @@ def _steered(name: str, engine: SlotEngine, rows: Sequence[Generation], rounds: 
 
 def _distinct(name: str, engine: SlotEngine, configurations: int, rounds: int) -> Figure:
     rows = [
-        replace(row, id=str(i), max_tokens=8)
+        replace(row, id=str(i), ids=row.ids[:12], max_tokens=8)
         for i, row in enumerate(requests(configurations, engine.told.vocab, seed=1))
     ]
     many = [replace(row, patch=_shift(engine, i)) for i, row in enumerate(rows)]
@@ -114,7 +114,7 @@ def _distinct(name: str, engine: SlotEngine, configurations: int, rounds: int) -
 
 
 def _delay(name: str, engine: SlotEngine) -> Figure:
-    """A row comes while others write: steps that end before its first token."""
+    """Rows come while others write: the most steps that end before one's first token."""
     others = requests(SLOTS - 1, engine.told.vocab)
     busy = [replace(row, max_tokens=60) for row in others]
     for row in busy:

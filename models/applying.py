@@ -276,7 +276,7 @@ def add_shifts(
 def _move_alike(run: Run, site: str, moves: Moves, stream: Tensor) -> Tensor:
     """Rows of one table; a row's amounts all come from one read of its stream."""
     meant = _meant(moves, stream.shape[1]).to(stream.device)
-    for row, tokens in zip(moves.rows, meant.sum(dim=(1, 2)).tolist(), strict=True):
+    for row, tokens in zip(moves.rows, meant.any(dim=1).sum(dim=1).tolist(), strict=True):
         run.count(row, site, tokens)
     before = stream[moves.index]
     amount = amounts(before.float(), moves).masked_fill(~meant, 0.0)

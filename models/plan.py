@@ -164,8 +164,8 @@ def detour_place(tower: str, target: int) -> str:
 
 
 def _total(columns: Sequence[tuple[int, ...] | None]) -> int:
-    """Tokens that are meant; 0 if that depends on the length of the forward."""
-    return 0 if None in columns else sum(len(c) for c in columns if c is not None)
+    """Tokens that are meant by any of them; 0 if that depends on the length of the forward."""
+    return 0 if None in columns else len({at for of in columns if of is not None for at in of})
 
 
 def _by_site(patches: Sequence[Patch], *verbs: type[Any]) -> dict[str, dict[int, list[Any]]]:

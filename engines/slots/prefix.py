@@ -110,23 +110,29 @@ class Prefixes:
 
     def _changes(self, patch: Patch) -> dict[str, int]:
         """What a forward over one block counted: it would have failed otherwise."""
-        found: Counter[str] = Counter()
+        found: dict[str, set[int]] = {}
+        exits: Counter[str] = Counter()
         for operation in patch:
+            if isinstance(operation, Exit):
+                exits[f"{operation.tower}.exit"] = self.block * self._passed(operation)
+                continue
+            positions = getattr(operation, "positions", None)
+            tokens = positions if isinstance(positions, tuple) else range(self.block)
             for place in self._places(operation):
-                positions = getattr(operation, "positions", None)
-                found[place] += len(positions) if isinstance(positions, tuple) else self.block
-        return dict(found)
+                found.setdefault(place, set()).update(tokens)
+        return {place: len(tokens) for place, tokens in found.items()} | exits
+
+    def _passed(self, leaving: Exit) -> int:
+        """Layers that pass the stream through."""
+        after = -1 if leaving.after is None else leaving.after
+        return len(self.hosted.towers[leaving.tower]) - 1 - after
 
     def _places(self, operation: Operation) -> Iterator[str]:
         if isinstance(operation, Detour):
             blocks = len(self.hosted.towers[operation.tower])
             for _, target in operation.pairs(blocks):
                 yield detour_place(operation.tower, target)
-        elif isinstance(operation, Exit):
-            last = len(self.hosted.towers[operation.tower]) - 1
-            after = -1 if operation.after is None else operation.after
-            yield from [f"{operation.tower}.exit"] * (last - after)
-        else:
+        elif not isinstance(operation, Exit):
             yield operation.site
 
 

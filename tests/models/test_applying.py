@@ -454,3 +454,15 @@ def test_a_patch_that_does_not_fit_is_refused_before_anything_runs(tiny_sd, patc
     with ExitStack() as stack, pytest.raises(error):
         stack.enter_context(tiny_sd.planned([Patch(), patch]))
     assert tiny_sd.run is None
+
+
+def test_a_token_that_several_operations_of_a_stream_mean_is_counted_once(tiny_sd):
+    vector = torch.ones(WIDTH)
+    site = "text.block.1"
+    every = Shift(site=site, vector=vector)
+    some = Shift(site=site, vector=vector, positions=(1, 4))
+    fewer = Shift(site=site, vector=2 * vector, positions=(4,))
+    ids = ids_of(tiny_sd)[:3]
+    rows = [Patch((every, some)), Patch((some, fewer)), Patch((every, every))]
+    _, run = forward(tiny_sd, rows, ids, tokens=ids.shape[1])
+    assert [run.tokens_changed(row) for row in range(3)] == [ids.shape[1], 2, ids.shape[1]]

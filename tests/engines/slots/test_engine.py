@@ -234,7 +234,7 @@ def test_a_stream_ends_after_its_last_text_and_leaving_it_cancels(desk, tiny_lla
     events = asyncio.run(whole())
     assert sum(isinstance(event, Finished) for event in events) == 2
     asyncio.run(left())
-    assert engine.drain(30) and not engine.rows()
+    assert engine.drain(30.0) and not engine.rows()
 
 
 # Leaving
@@ -286,7 +286,7 @@ def test_a_full_waiting_room_refuses_and_says_when_to_come_back(desk, tiny_llama
 def test_draining_finishes_what_runs_and_takes_nothing_new(desk, tiny_llama):
     engine, row = desk.engine(tiny_llama), desk.row(tiny_llama, TEXTS[0])
     told = desk.ask(engine, *[row] * 6)
-    assert engine.drain(60)
+    assert engine.drain(60.0)
     with pytest.raises(Draining):
         engine.submit(row, lambda _: None)
     assert all(isinstance(tell.last, Finished) for tell in told)
