@@ -89,7 +89,7 @@ def read_vectors(path: str | Path, *, site: str | None = None) -> Mapping[str, F
     path = Path(path)
     if not path.is_file():
         raise FilesNotFound(str(path))
-    contents = _directions(path) if path.suffix == ".gguf" else read_tensors(path)
+    contents = _directions(path) if path.suffix == ".gguf" else read_tensors(path, _FILE_BYTES)
     named = {name: value for name, value in contents.items() if isinstance(value, Tensor)}
     wanted = None if site is None else site_of(site)
     if len(named) == 1:

@@ -6,6 +6,7 @@ but plain tensors, numbers and texts in it. Nothing here runs code from a file.
 
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -160,10 +161,14 @@ def _belongs(name: str, inner: str) -> bool:
     return name == inner or folder in (inner, f"{inner}/checkpoints".lstrip("/"))
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path, limit: int = FILE_BYTES) -> dict[str, Any]:
     """The contents of a safetensors, npz or npy file, or of a pickle of plain contents.
 
     A file that holds one tensor without a name gives it the name "".
+
+    Args:
+        path: The file.
+        limit: Its largest size in bytes, unpacked.
 
     Raises:
         BadFile: Broken or too large.
@@ -171,7 +176,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise BadFile(f"There is no file {path.name}.")
-    _check_size(path, FILE_BYTES)
+    _check_size(path, limit)
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -226,5 +231,11 @@ def _is_plain(value: Any, depth: int = 4) -> bool:
 
 def _check_size(path: Path, limit: int) -> None:
     size = path.stat().st_size
+    if size <= limit and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as packed:
+                size = sum(part.file_size for part in packed.infolist())
+        except (OSError, ValueError, zipfile.BadZipFile) as broken:
+            raise BadFile(f"{path.name} cannot be read: {type(broken).__name__}.") from broken
     if size > limit:
         raise BadFile(f"{path.name} has {size} bytes; {limit} are read.")

@@ -117,6 +117,13 @@ def test_nothing_and_pickles_are_refused(tmp_path, capsys):
     assert "never" not in capsys.readouterr().out
 
 
+def test_a_small_file_cannot_unpack_into_a_large_one(tmp_path):
+    np.savez_compressed(tmp_path / "layer_1.npz", np.zeros(20_000_000, dtype=np.float32))
+    assert (tmp_path / "layer_1.npz").stat().st_size < 1_000_000
+    with pytest.raises(BadFile, match="80000128 bytes"):
+        read_vectors(tmp_path / "layer_1.npz")
+
+
 def test_a_version_is_its_bytes(two):
     made = Vectors({"method": "mean_difference", "texts": [3, 4]}, two)
     again = Vectors({"texts": [3, 4], "method": "mean_difference"}, dict(reversed(two.items())))
