@@ -57,9 +57,7 @@ class LensFiles:
             return None
 
     def write(self, key: str, tokens: LensTokens) -> None:
-        """Keep a lens; a crash leaves no half one under its name."""
-        if self._file(key).exists():
-            return
+        """Keep a lens in the place of a damaged one; a crash leaves no half one."""
         make_folder(self.folder)
         held = {f.name: getattr(tokens, f.name).contiguous() for f in fields(LensTokens)}
         part = self._file(key).with_suffix(f".{uuid4().hex[:8]}.part")
