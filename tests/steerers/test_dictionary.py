@@ -259,3 +259,12 @@ def test_what_differs_from_the_declared_quality_is_told():
     said = " ".join(wrong.warnings(declared))
     assert "above 1" in said and "L0 is 8, declared 85" in said and "declared 0.750" in said
     assert len(wrong.warnings({})) == 1
+
+
+def test_it_reads_and_fits_a_hosted_decoders_stream(llama, dictionary_for):
+    s = dictionary_for(llama, "lm.block.1")
+    s.check(llama)
+    with llama.captured("lm.block.1") as seen:
+        llama.family.logits(llama, torch.arange(12).view(2, 6) + 3)
+    found = s.fit(t.flatten(0, 1) for t in seen["lm.block.1"])
+    assert found.tokens == 12 and found.l0 > 0 and found.fvu > 0
