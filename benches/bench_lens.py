@@ -10,7 +10,6 @@ against eight that agree, while all eight are there. On a CPU with one thread se
 process's own.
 """
 
-import ctypes
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from benches.drawing import (
     until_over,
 )
 from benches.figures import Figure, by_turns, speed_up
+from benches.memory import forget_peak, peak_of_process
 from engines import samplers
 from engines.cache import Embeddings, Reading
 from engines.request import Event, ImageRequest, Mode, Step
@@ -226,21 +226,10 @@ def peak(bench: Bench, rows: int) -> int:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     else:
-        _forget_peak()
+        forget_peak()
     with drawing(bench.hosted, "fast", slots=rows) as engine:
         draw(engine, [row(i, steps=2) for i in range(rows)])
-    return torch.cuda.max_memory_allocated() if on_gpu else _peak_of_process()
-
-
-def _forget_peak() -> None:
-    """Give free memory back to the system, and let it count from here (Linux)."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_of_process() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return torch.cuda.max_memory_allocated() if on_gpu else peak_of_process()
 
 
 def first_preview(bench: Bench, sizes: Sizes) -> list[Figure]:
