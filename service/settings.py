@@ -4,7 +4,7 @@ import ipaddress
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -289,7 +289,11 @@ class Settings(Section):
         return self.server.keys == "auto" and is_loopback(self.server.host)
 
 
-EMBEDDED: Mapping[str, str] = {"name": "miniature-sd", "path": "miniature:text-to-image"}
+EMBEDDED: Mapping[str, Any] = {
+    "name": "miniature-sd",
+    "path": "miniature:text-to-image",
+    "slots": 9,  # the layers of its text encoder: a look through all of them is one batch
+}
 """What is hosted when nobody says otherwise."""
 
 
