@@ -1,0 +1,1 @@
+"""Dictionaries for a decoder's streams, trained while it reads texts."""
