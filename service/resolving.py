@@ -1,7 +1,7 @@
 """Names become digests once, at the door. Behind it only digests travel."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from service.errors import EditTwice, PresetStrength, UnknownModel, WrongKind, WrongModel
@@ -81,13 +81,31 @@ class Resolver:
             named = uses_of(bundle) + named
             if base not in self.hosted:
                 raise UnknownModel(base, ", ".join(self.hosted))
+        return replace(self._wanted(tenant, base, named, edits, steering), variant=variant)
+
+    def bundle(self, tenant: str, model: str, uses: Sequence[EditUse]) -> Wanted:
+        """What a variant of these edits, presets and vectors means now.
+
+        Raises:
+            As `resolve`.
+        """
+        return self._wanted(tenant, model, uses, (), ())
+
+    def _wanted(
+        self,
+        tenant: str,
+        base: str,
+        named: Sequence[EditUse],
+        edits: Sequence[EditUse],
+        steering: Sequence[SteeringBody],
+    ) -> Wanted:
         found = [(use, self._version(tenant, base, use.name)) for use in named]
         found += [(use, self._version(tenant, base, use.name, EDIT, "edits")) for use in edits]
         applied = tuple(_applied(version, use) for use, version in found if version.kind == EDIT)
         _all_different(applied)
         steered = [self._named(tenant, base, u, v) for u, v in found if v.kind != EDIT]
         steered += [self._steering(tenant, base, body) for body in steering]
-        return Wanted(model=base, edits=applied, variant=variant, steering=tuple(steered))
+        return Wanted(model=base, edits=applied, steering=tuple(steered))
 
     def _variant(self, tenant: str, name: str) -> Variant:
         try:

@@ -1,6 +1,7 @@
 """`/v1/models`: what is hosted, and variants beside it."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -9,6 +10,7 @@ from fastapi.responses import JSONResponse
 from models.errors import Refusal
 from service.api.answers import Bench, no_query, reply
 from service.auth import Principal, needs
+from service.orders import SteeringOrder
 from service.registry.records import Variant
 from service.resolving import Resolver
 from service.workbench import Workbench
@@ -36,7 +38,19 @@ async def show_model(request: Request, name: str, bench: Bench, caller: Caller) 
     base = await hosted_card(bench, wanted.model)
     kind = "variant" if wanted.variant else "composed"
     edits = [e.as_dict() for e in wanted.edits]
-    return reply(request, {**base, "id": name, "kind": kind, "base": wanted.model, "edits": edits})
+    told = {"kind": kind, "base": wanted.model, "edits": edits, "steering": named(wanted.steering)}
+    return reply(request, {**base, "id": name, **told})
+
+
+def named(steering: Sequence[SteeringOrder]) -> list[dict[str, Any]]:
+    """The presets and vectors behind a model's name."""
+    presets = [{"preset": s.preset.as_dict()} for s in steering if s.preset is not None]
+    return presets + [
+        {"vector": v.label, "digest": v.digest, "strength": v.strength}
+        for s in steering
+        if s.preset is None
+        for v in s.vectors
+    ]
 
 
 async def hosted_card(bench: Workbench, name: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ async def put_variant(
     limits.check_edits(body.edits, bench.settings.limits)
     bench.host(body.model)
     resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
-    await asyncio.to_thread(resolver.resolve, caller.tenant, body.model, body.edits)
+    await asyncio.to_thread(resolver.bundle, caller.tenant, body.model, body.edits)
     bundle = await asyncio.to_thread(
         bench.registry.variants.put,
         caller.tenant,
