@@ -92,24 +92,29 @@ class HostedModel:
         """
         plain = Patch()
         of_row = patches if rows is None else [patches[i] if i >= 0 else plain for i in rows]
-        for patch in set(of_row):
-            self.check(patch)
         with running(self._plan(tuple(of_row), positions), self.number, tokens) as run:
             yield run
 
     def _plan(self, of_row: tuple[Patch, ...], positions: Sequence[Named]) -> Plan:
-        blocks = {tower: len(found) for tower, found in self.towers.items()}
-        _all_named(of_row, positions)
-        if any(_named(o) or _fitted(o) for patch in of_row for o in patch):
-            return pack(of_row, blocks, positions, self.device)
+        fitted = any(_fitted(o) for patch in of_row for o in patch)
         key = tuple(patch.digest for patch in of_row)
         with self._lock:
-            if key not in self._plans:
-                self._plans[key] = pack(of_row, blocks, (), self.device)
-                while len(self._plans) > _PLANS_KEPT:
-                    self._plans.popitem(last=False)
-            self._plans.move_to_end(key)
-            return self._plans[key]
+            # What was packed before was checked before: a decoding step costs no more than this.
+            if not fitted and (known := self._plans.get(key)) is not None:
+                self._plans.move_to_end(key)
+                return known
+        for patch in set(of_row):
+            self.check(patch)
+        _all_named(of_row, positions)
+        blocks = {tower: len(found) for tower, found in self.towers.items()}
+        plan = pack(of_row, blocks, positions, self.device)
+        if fitted or any(_named(o) for patch in of_row for o in patch):
+            return plan
+        with self._lock:
+            self._plans[key] = plan
+            while len(self._plans) > _PLANS_KEPT:
+                self._plans.popitem(last=False)
+        return plan
 
     @contextmanager
     def captured(self, *sites: str) -> Iterator[dict[str, list[Tensor]]]:
