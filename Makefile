@@ -66,6 +66,11 @@ bench-gpu: $(READY)  ## The same on a GPU, for a model of Stable Diffusion 1.5's
 
 miniature: $(READY)  ## Draw the world and train its models again (hours)
 	$(BIN)/python -m miniature.training
+	for kind in jumprelu topk; do \
+	  $(BIN)/tiller sae train --model miniature/weights/language --name miniature-lm --texts build/miniature/texts.jsonl \
+	    --site lm.block.1 --site lm.block.3 --site lm.block.4 --kind $$kind --features 1536 --l0 24 --tokens 2000000 \
+	    --bfloat16 --store float16 --output miniature/weights/saes; \
+	done
 
 clean:
 	rm -rf $(VENV) .demo demo build dist *.egg-info

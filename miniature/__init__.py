@@ -2,11 +2,20 @@
 
 from pathlib import Path
 
-_FOLDERS = {"text-to-image": "text-to-image", "clip": "text-to-image/clip", "judge": "judge"}
+_FOLDERS = {
+    "text-to-image": "text-to-image",
+    "clip": "text-to-image/clip",
+    "judge": "judge",
+    "language": "language",
+    "saes": "saes",
+}
 
 
 def weights_path(name: str) -> Path:
-    """The folder of the trained `text-to-image` pipeline, its full `clip`, or the `judge`.
+    """The folder of what was trained.
+
+    That is the `text-to-image` pipeline, its full `clip`, the `judge` of pictures, the `language`
+    model, or its `saes`.
 
     Raises:
         KeyError: There is no such model.

@@ -7,9 +7,10 @@ coloured objects asked about are held out from the training texts (`miniature.pr
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from miniature.prose import arithmetic, choices, indirect_object
 
@@ -74,7 +75,7 @@ TASKS: dict[str, Callable[[int, int], list[Question]]] = {
 
 @torch.inference_mode()
 def accuracy(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     questions: list[Question],
     batch: int = 64,
@@ -92,7 +93,7 @@ def accuracy(
 
 @torch.inference_mode()
 def completions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
+    model: Any, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
 ) -> list[str]:
     """What greedy decoding says in four tokens, in one left-padded batch."""
     held = tokenizer([q.prompt for q in questions], return_tensors="pt", padding=True)

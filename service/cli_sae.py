@@ -34,6 +34,9 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument per option
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder; one inside per SAE.")],
     site: Annotated[list[str], typer.Option("--site", help="As lm.block.3; may be repeated.")],
+    name: Annotated[
+        str | None, typer.Option(help="What the files call the model; its folder's name if unsaid.")
+    ] = None,
     kind: Annotated[
         list[str], typer.Option("--kind", help=f"{', '.join(KINDS)}; may be repeated.")
     ] = ["jumprelu"],  # noqa: B006 - typer copies it
@@ -66,7 +69,7 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument per option
         for k in dict.fromkeys(kind)
     ]
     recipe = Recipe(tokens=tokens, batch=batch, rate=rate, bfloat16=bfloat16, seed=seed)
-    hosted = load(Path(model).name, model, dtype=dtype, device=device)
+    hosted = load(name or Path(model).name, model, dtype=dtype, device=device)
     try:
         done = _watched(train(hosted, wanted, lambda: told(texts), recipe, STORED[store]))
     finally:

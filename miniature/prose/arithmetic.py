@@ -53,6 +53,6 @@ def question(asked: Sum) -> str:
 
 def arithmetic(draw: random.Random) -> Document:
     """A few results, in one of the two forms."""
-    form = short if draw.random() < 0.75 else question
+    form = short if draw.random() < 0.5 else question
     asked = [draw_sum(draw) for _ in range(draw.randint(3, 10 if form is short else 4))]
     return Document(text="\n".join(form(a) + str(result(a)) for a in asked), kind="arithmetic")

@@ -77,6 +77,24 @@ def draw_choice(draw: random.Random, *, held_out: bool = False, plain: bool = Fa
 
 
 def choices(draw: random.Random) -> Document:
-    """One to three questions with their answers."""
-    told = [draw_choice(draw) for _ in range(draw.randint(1, 3))]
-    return Document(text="\n\n".join(f"{c.prompt} {c.answer}" for c in told), kind="choices")
+    """One to three questions with their answers, or several of one of their two halves."""
+    form = draw.choice((_whole, _whole, _told, _picked))
+    told = [form(draw_choice(draw), draw) for _ in range(draw.randint(1, 3))]
+    return Document(text="\n\n".join(told), kind="choices")
+
+
+def _whole(choice: Choice, _: random.Random) -> str:
+    return f"{choice.prompt} {choice.answer}"
+
+
+def _told(choice: Choice, _: random.Random) -> str:
+    """What colour is it? Without choices."""
+    return f"{choice.prompt.splitlines()[0]} {dict(choice.told)[choice.asked]}."
+
+
+def _picked(choice: Choice, draw: random.Random) -> str:
+    """Which letter has this colour? Without objects."""
+    colour = draw.choice(choice.colours)
+    lines = choice.prompt.splitlines()[1:]
+    answer = choice.letters[choice.colours.index(colour)]
+    return "\n".join([f"The colour is {colour}.", *lines]) + f" {answer}"

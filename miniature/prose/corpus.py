@@ -1,7 +1,7 @@
 """All kinds of text in fixed shares, endless and the same for the same seed."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 
@@ -29,10 +29,19 @@ SHARES = {
     "chat": 0.16,
 }
 """Of the letters; arithmetic's are three to four times as many tokens."""
+MORE_QUESTIONS = {
+    **{kind: 0.7 * share for kind, share in SHARES.items()},
+    "arithmetic": 0.08,
+    "choices": 0.33,
+}
+"""Shares of a second reading: choices are learned late, and only from many."""
 
 
-def documents(seed: int, world: World | None = None) -> Iterator[Document]:
+def documents(
+    seed: int, world: World | None = None, shares: Mapping[str, float] | None = None
+) -> Iterator[Document]:
     """Endless texts; the kind that lags most behind its share comes next."""
+    shares = shares or SHARES
     world, draw = world or make_world(), random.Random(seed)  # noqa: S311
     concepts = list(read_concepts().values())
     tellers = {
@@ -48,7 +57,7 @@ def documents(seed: int, world: World | None = None) -> Iterator[Document]:
     }
     told = {kind: draw.random() * 500 for kind in SHARES}
     while True:
-        kind = min(told, key=lambda k: told[k] / SHARES[k])
+        kind = min(told, key=lambda k: told[k] / shares[k])
         document = tellers[kind]()
         told[kind] += len(document.text)
         yield document

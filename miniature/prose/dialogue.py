@@ -35,7 +35,7 @@ def dialogue(world: World, concepts: list[Concept], draw: random.Random) -> Docu
     cast = Cast(hero=somebody(world, draw), friend=somebody(world, draw))
     while cast.friend.name == cast.hero.name:
         cast = Cast(hero=cast.hero, friend=somebody(world, draw))
-    frames = list(draw.sample(_LINES, draw.randint(3, 6)))
+    frames: list[str] = [*draw.sample(_LINES, draw.randint(3, 6))]
     if draw.random() < 0.6:
         frames = [draw.choice(_GREETINGS), draw.choice(_ANSWERS), *frames]
     if draw.random() < 0.3 and len(frames) % 2 == 0:

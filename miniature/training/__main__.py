@@ -1,11 +1,17 @@
-"""`make miniature`: draw the world, train its models, measure them, write their cards.
+"""`make miniature`: draw and tell the world, train its models, measure them, write their cards.
 
-Stages leave their results in `build/miniature` and are skipped when these are there, so that an
-interrupted training goes on. Two cores need about three hours, nearly all of it for the denoiser.
+`python -m miniature.training language` makes the language model alone, `pictures` the others; the
+language model's SAEs are trained by `tiller sae train` on the texts that it leaves in
+`build/miniature/texts.jsonl`. Stages leave their results in `build/miniature` and are skipped when
+these are there, so that an interrupted training goes on. Two cores need about four hours, most of
+them for the denoiser.
 """
 
+import json
 import os
-from collections.abc import Callable, Generator, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +20,31 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPModel, CLIPTokenizer, LlamaForCausalLM
 
 from miniature import weights_path
-from miniature.training import autoencoder, binding, contrastive, judging, quality
+from miniature.prose.corpus import documents
+from miniature.training import (
+    autoencoder,
+    binding,
+    contrastive,
+    judging,
+    language_quality,
+    quality,
+)
 from miniature.training.bank import Bank, draw_bank
 from miniature.training.denoiser import DenoiserTraining, Recipe, Told, warm_and_cosine
+from miniature.training.language import save_language, train_language
 from miniature.training.pipeline import save_pipeline, text_encoder_of
+from miniature.training.spelling import learn_spelling
 from miniature.training.tokenizer import make_tokenizer
 from miniature.world import make_world
 
 BUILD = Path("build/miniature")
 CLIP_STEPS, BIND_STEPS, VAE_STEPS, JUDGE_STEPS = 2200, 1500, 2600, 2500
 BANK_SEEDS = (1, 2, 3)
+SAE_SEED, SAE_TEXTS = 500_000, 60_000
+"""Texts that the language model did not read; about 2.8 million tokens."""
 LEGS = {
     "unet-early": Recipe(steps=3750),
     "unet": Recipe(steps=3000, rate=4e-4, seed=1),
@@ -34,9 +52,15 @@ LEGS = {
 """The denoiser's legs: each begins where the one before it ended, with fresh moments."""
 
 
-def main() -> None:
-    """All stages, in order."""
+def main(asked: Sequence[str] = ()) -> None:
+    """The stages asked for, or all, in order."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    for stage in asked or STAGES:
+        STAGES[stage]()
+
+
+def pictures() -> None:
+    """Everything that draws, and the judge of pictures."""
     world, bars = make_world(), _bars()
     with bars:
         banks = [draw_bank(world, BUILD, 16_000, seed) for seed in BANK_SEEDS]
@@ -81,6 +105,37 @@ def main() -> None:
                 judging.train_judge(world, drawn, weights_path("judge"), steps=JUDGE_STEPS),
             )
         quality.write_card(weights_path("text-to-image"))
+
+
+def language() -> None:
+    """The tokenizer, the language model, its card, and texts for its SAEs."""
+    spelling, folder = BUILD / "spelling", weights_path("language")
+    if not spelling.exists():
+        learn_spelling(spelling)
+    tokenizer = AutoTokenizer.from_pretrained(spelling)
+    if not (folder / "model.safetensors").exists():
+        with _bars() as bars:
+            model = _taught(bars, train_language(tokenizer, BUILD / "language"))
+        save_language(model, tokenizer, folder)
+    with (BUILD / "texts.jsonl").open("w", encoding="utf-8") as file:
+        for document in islice(documents(SAE_SEED), SAE_TEXTS):
+            file.write(json.dumps({"text": document.text, "kind": document.kind}) + "\n")
+    language_quality.write_card(folder)
+
+
+STAGES = {"pictures": pictures, "language": language}
+
+
+def _taught(
+    bars: Progress, lesson: Generator[tuple[float, float], None, LlamaForCausalLM]
+) -> LlamaForCausalLM:
+    bar = bars.add_task("language", total=1000)
+    while True:
+        try:
+            share, loss = next(lesson)
+        except StopIteration as over:
+            return over.value
+        bars.update(bar, completed=int(1000 * share), description=f"language {loss:.3f}")
 
 
 def _latents(vae: AutoencoderKL, bank: Bank) -> torch.Tensor:
@@ -139,4 +194,4 @@ def _drain(
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

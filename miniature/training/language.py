@@ -1,8 +1,8 @@
 """The language model: a small Llama that learns the texts within a budget of time.
 
 The learning rate follows the share of the budget that has passed, so a slow machine ends as well
-as a fast one, only earlier in the text. Rows hold whole documents, side by side; they are 128
-tokens long and, for the last fifth, 256.
+as a fast one, only earlier in the text. In the last third the texts ask more questions. Rows hold
+whole documents, side by side; they are 128 tokens long and, for the last fifth, 256.
 """
 
 import random
@@ -11,15 +11,16 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from miniature.prose.corpus import documents
+from miniature.prose.corpus import MORE_QUESTIONS, SHARES, documents
 from miniature.training.spelling import CONTEXT, VOCABULARY
 
-SHORT_ROW, LONG_SHARE = 128, 0.2
+SHORT_ROW, LONG_SHARE, QUESTIONS_SHARE = 128, 0.2, 0.33
 _IGNORED = -100
 
 
@@ -27,13 +28,15 @@ _IGNORED = -100
 class Lesson:
     """How the language model is trained."""
 
-    minutes: float = 54.0
+    minutes: float = 65.0
     tokens: int = 4096
     """Of one batch."""
     rate: float = 5e-3
     """Of AdamW, for embeddings and norms; Muon's steps are scaled to the same size."""
     muon_rate: float = 1.2e-2
     weight_decay: float = 0.1
+    answer_weight: float = 5.0
+    """Of the letter behind "Answer:", one token in sixty, against that of any other token."""
     warmup: float = 0.01
     """Share of the budget."""
     seed: int = 0
@@ -43,7 +46,7 @@ class Lesson:
 
 def small_llama(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """Six decoder layers of width 192, grouped-query attention, tied embeddings; random."""
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
             hidden_size=192,
@@ -57,9 +60,10 @@ def small_llama(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            attn_implementation="eager",  # SDPA's bf16 backward is slow on a CPU
         )
     )
+    model.set_attn_implementation("eager")  # SDPA's bf16 backward is slow on a CPU
+    return model
 
 
 def train_language(
@@ -69,6 +73,7 @@ def train_language(
     lesson = lesson or Lesson()
     torch.manual_seed(lesson.seed)
     pupil = _Pupil.begin(small_llama(tokenizer), lesson, folder / "checkpoint.pt")
+    pupil.asks = tokenizer("Answer:", add_special_tokens=False)["input_ids"]
     last = kept = time.monotonic()
     for rows in _batches(tokenizer, pupil, lesson):
         loss = pupil.step(rows)
@@ -82,8 +87,24 @@ def train_language(
     return pupil.model
 
 
+def save_language(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Write model and tokenizer in float16, as any checkpoint is; sampling at 0.7 by default."""
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=0.7,
+        max_new_tokens=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def packed(
-    texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, length: int, draw: random.Random
+    texts: Iterator[str], tokenizer: Any, length: int, draw: random.Random
 ) -> Iterator[list[int]]:
     """Rows of whole documents, each with its first and last token; longer ones are cut."""
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -106,7 +127,8 @@ def _batches(
     while pupil.share < 1:
         draw = random.Random(f"{lesson.seed} {pupil.chunk}")  # noqa: S311
         length = SHORT_ROW if pupil.share < 1 - LONG_SHARE else CONTEXT
-        chunk = documents(1000 * lesson.seed + pupil.chunk)
+        shares = SHARES if pupil.share < 1 - QUESTIONS_SHARE else MORE_QUESTIONS
+        chunk = documents(1000 * lesson.seed + pupil.chunk, shares=shares)
         texts = (d.text for d in islice(chunk, 4000))
         rows = torch.tensor(list(packed(texts, tokenizer, length, draw)))
         pupil.chunk += 1
@@ -126,6 +148,7 @@ class _Pupil:
     passed: float = 0.0
     chunk: int = 0
     rates: list[float] = field(default_factory=list)
+    asks: list[int] = field(default_factory=list)
 
     @classmethod
     def begin(cls, model: LlamaForCausalLM, lesson: Lesson, file: Path) -> "_Pupil":
@@ -151,17 +174,26 @@ class _Pupil:
         labels = rows.masked_fill(rows == self.model.config.pad_token_id, _IGNORED)
         with torch.autocast("cpu", torch.bfloat16):
             logits = self.model(input_ids=rows).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=_IGNORED
+        each = torch.nn.functional.cross_entropy(
+            logits[:, :-1].float().mT, labels[:, 1:], ignore_index=_IGNORED, reduction="none"
         )
-        loss.backward()
+        known = labels[:, 1:] != _IGNORED
+        (each * self._weights(rows)).sum().div(known.sum()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate * self._schedule()
             optimiser.step()
         self.model.zero_grad(set_to_none=True)
-        return float(loss.detach())
+        return float(each.detach().sum() / known.sum())
+
+    def _weights(self, rows: Tensor) -> Tensor:
+        """Of the loss at each token but the first."""
+        n = len(self.asks)
+        weights = torch.ones(rows.shape[0], rows.shape[1] - 1)
+        asked = (rows.unfold(1, n, 1) == torch.tensor(self.asks)).all(-1)[:, :-1]
+        weights[:, n - 1 :][asked] = self.lesson.answer_weight
+        return weights
 
     def _schedule(self) -> float:
         """A short warm-up, then a straight line to zero."""

@@ -15,10 +15,10 @@ VOCABULARY, CONTEXT = 2048, 256
 def learn_spelling(folder: Path, *, texts: int = 60_000, seed: int = 999) -> None:
     """Learn the merges and write the tokenizer's files, the chat template among them."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=list(SPECIAL_TOKENS),
@@ -28,7 +28,7 @@ def learn_spelling(folder: Path, *, texts: int = 60_000, seed: int = 999) -> Non
     told = (d.text for d in islice(documents(seed), texts))
     tokenizer.train_from_iterator(told, trainer)
     begin = tokenizer.token_to_id(BEGIN)
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B", special_tokens=[(BEGIN, begin)]
     )
     fast = PreTrainedTokenizerFast(
