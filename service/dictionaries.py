@@ -22,7 +22,7 @@ from service.owning import Background
 from service.registry import Registry
 from service.registry.records import FeatureScore, Measure
 from steerers.dictionary import Dictionary
-from steerers.errors import UnknownDictionary
+from steerers.errors import UnknownDictionary, UnknownFeature
 from steerers.lens import LensTokens, lens, lens_of_all
 from steerers.output_score import Scorer, scores
 from steerers.score import REFERENCE, Neutral, Score, ScoreSettings
@@ -119,8 +119,7 @@ class Dictionaries:
         Raises:
             UnknownFeature: The dictionary does not have it.
         """
-        for feature in features:
-            dictionary.feature(feature)
+        check(dictionary, features)
         found = self.stored(dictionary, features, settings)
         if len(found) == len(set(features)):
             return found
@@ -181,9 +180,9 @@ class Dictionaries:
         with self.turns.turn(key):
             outcome = self._pending.get(key)
             if outcome is None:
-                outcome = self._pending[key] = Outcome()
-                work = lens_of_all(self.hosted, dictionary)
+                outcome, work = Outcome(), lens_of_all(self.hosted, dictionary)
                 self.background(work, lambda _: None, outcome.done, outcome.failed)
+                self._pending[key] = outcome
         if not outcome.over.wait(self.wait_seconds):
             raise LensUnderWay(dictionary.id)
         with self.turns.turn(key):
@@ -211,8 +210,7 @@ class Dictionaries:
         Raises:
             UnknownFeature: The dictionary does not have it.
         """
-        for feature in features:
-            dictionary.feature(feature)
+        check(dictionary, features)
         if (whole := self._lens_at_hand(self._lens_key(dictionary))) is not None:
             return chosen(whole.tokens, list(features))
         return self._owned(at_once(lambda: lens(self.hosted, dictionary, features)))
@@ -234,6 +232,13 @@ class Dictionaries:
 
     def _owned(self, work: Generator[object, None, T]) -> T:
         return drained(self.background, work)
+
+
+def check(dictionary: Dictionary, features: Sequence[int]) -> None:
+    """UnknownFeature, naming the first that the dictionary does not have."""
+    for feature in features:
+        if not 0 <= feature < dictionary.features:
+            raise UnknownFeature(dictionary.id, feature, dictionary.features)
 
 
 def collected(

@@ -13,7 +13,7 @@ from steerers.score import VARIANTS, ScoreSettings
 Variant = Literal["reference", "paper"]
 Search = Annotated[str, Field(min_length=1, max_length=200)]
 SiteName = Annotated[str, Field(min_length=1, max_length=200)]
-_MOST_FEATURES, _MOST_TEXTS = 100_000, 100_000
+_MOST_FEATURES, _MOST_TEXTS, _MOST_LABELS = 100_000, 100_000, 100_000
 
 
 class OfModel(BaseModel):
@@ -75,7 +75,7 @@ class LabelBody(Body):
 class LabelsBody(Body):
     """`PUT /v1/saes/{sae}/labels`; with `application/jsonl`, a `LabelBody` a line."""
 
-    labels: Annotated[list[LabelBody], Field(max_length=1_000_000)]
+    labels: Annotated[list[LabelBody], Field(max_length=_MOST_LABELS)]
     source: Annotated[str, Field(min_length=1, max_length=100)] = "user"
     """Who says so, where a label does not."""
 

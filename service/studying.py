@@ -6,7 +6,7 @@ Every method is called on a worker thread and may wait for the owner thread.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from service.dictionaries import Dictionaries
+from service.dictionaries import Dictionaries, check
 from service.orders import TextOrder
 from service.questions import (
     AdoptVector,
@@ -90,8 +90,7 @@ class Study:
     def check(self, asked: CheckFeatures) -> dict[str, Any]:
         """Refuse features that are not there."""
         dictionary = self.dictionaries.find(asked.sae)
-        for feature in asked.features:
-            dictionary.feature(feature)
+        check(dictionary, asked.features)
         return {"id": dictionary.id, "digest": dictionary.digest, "features": dictionary.features}
 
     def feature(self, asked: ShowFeature) -> dict[str, Any]:
@@ -222,10 +221,14 @@ class Study:
         return order, told
 
     def _tokens(self, text: str) -> list[int]:
-        family = language_of(self.hosted)
         forms = (text, f" {text}") if not text.startswith(" ") else (text,)
-        rows = [family.tokenize(self.hosted, form, special=False) for form in forms]
+        rows = [self._ids(form) for form in forms]
         return list(dict.fromkeys(row[0] for row in rows if len(row) == 1))
+
+    def _ids(self, text: str) -> list[int]:
+        """Without a piece in front that is nothing but the space."""
+        ids = language_of(self.hosted).tokenize(self.hosted, text, special=False)
+        return ids[1:] if len(ids) > 1 and not self._spell(ids[0]).strip() else ids
 
     def _searched(
         self,

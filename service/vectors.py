@@ -16,7 +16,7 @@ from service.owned import at_once, drained
 from service.owning import Background
 from service.questions import AdoptedVector, AdoptVector
 from service.registry import Registry
-from service.registry.presets import VECTOR
+from service.registry.kinds import VECTOR
 from service.registry.records import Job
 from service.registry.tables import canonical
 from steerers.control_vectors import Vectors, read_vectors

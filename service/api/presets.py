@@ -14,7 +14,7 @@ from service.api.named import EXACT, Noun, PathName, routes
 from service.limits_language import check_steering
 from service.orders import SteeringOrder
 from service.questions import SettleSteering
-from service.registry.presets import STEERING
+from service.registry.kinds import STEERING
 from service.registry.records import Version
 from service.resolving import Resolver
 from service.schema import Body

@@ -14,7 +14,7 @@ from service.errors import TooMuch
 from service.lineage import newest, parent_of
 from service.questions import AdoptVector, CheckVector
 from service.registry.blobs import digest_of
-from service.registry.presets import VECTOR
+from service.registry.kinds import VECTOR
 from service.schema_features import VectorBody, VectorForm
 from service.vectors import LEARN
 

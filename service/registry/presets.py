@@ -14,12 +14,6 @@ from service.registry.grammar import checked_json
 from service.registry.records import Edit, Page, Version
 from service.registry.tables import canonical
 
-STEERING = "steering"
-"""The kind of presets that steer."""
-
-VECTOR = "vector"
-"""The kind of versions that are directions: not a preset, but a file of their own."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Presets:

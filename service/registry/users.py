@@ -8,12 +8,17 @@ from sqlalchemy import Connection, Row
 from models.errors import Refusal
 from service.registry.finding import resolve
 from service.registry.grammar import PUBLIC
-from service.registry.tables import aliases, variant_edits, variants
+from service.registry.kinds import STEERING, VECTOR
+from service.registry.tables import aliases, edits, variant_edits, variants, versions
 
 
 def users_of(connection: Connection, version: Row[Any]) -> list[str]:
-    """The aliases and variants that mean this version, in words."""
-    return [*_aliases(connection, version), *_variants(connection, version)]
+    """The aliases, variants and presets that mean this version, in words."""
+    return [
+        *_aliases(connection, version),
+        *_variants(connection, version),
+        *_presets(connection, version),
+    ]
 
 
 def _aliases(connection: Connection, version: Row[Any]) -> list[str]:
@@ -43,6 +48,26 @@ def _variants(connection: Connection, version: Row[Any]) -> list[str]:
         for row in connection.execute(query).all()
         if _means(connection, row.tenant, row.reference, version)
     ]
+
+
+def _presets(connection: Connection, version: Row[Any]) -> list[str]:
+    """Presets that keep a vector by its digest."""
+    if version.kind != VECTOR:
+        return []
+    text = sa.type_coerce(versions.c.header, sa.Text)
+    query = (
+        sa.select(edits.c.name, versions.c.number)
+        .join(edits, edits.c.id == versions.c.edit)
+        .where(
+            edits.c.kind == STEERING,
+            versions.c.retired_at.is_(None),
+            text.contains(f"sha256:{version.digest}"),
+        )
+        .order_by(edits.c.name, versions.c.number)
+    )
+    if version.tenant != PUBLIC:
+        query = query.where(edits.c.tenant == version.tenant)
+    return [f"the preset {row.name}@{row.number}" for row in connection.execute(query)]
 
 
 def _means(connection: Connection, tenant: str, reference: str, version: Row[Any]) -> bool:

@@ -30,3 +30,13 @@ def test_presets_and_edits_share_one_set_of_names(registry, add):
         registry.presets.put("acme", "steering", "potus", "lm", "f", {}, actor="ann")
     with pytest.raises(errors.KindDiffers):
         registry.presets.put("acme", "edit", "other", "lm", "f", {}, actor="ann")
+
+
+def test_a_vector_that_a_preset_keeps_is_not_retired(registry, add):
+    vector = add("happy", kind="vector")
+    body = {"vectors": [{"name": f"sha256:{vector.digest}", "strength": 1.0}]}
+    preset = registry.presets.put("acme", "steering", "cheerful", "lm", "f", body, actor="ann")
+    with pytest.raises(errors.InUse, match="cheerful@1"):
+        registry.edits.retire("acme", "happy", 1, "ann")
+    registry.edits.retire("acme", "cheerful", preset.number, "ann")
+    assert registry.edits.retire("acme", "happy", 1, "ann").status == "retired"
