@@ -44,11 +44,12 @@ class Buffer:
 
     Args:
         streams: Parts of any length, the sites the same in each.
-        recipe: Its `buffer` tokens are held, and those of one part.
+        recipe: Its `buffer` tokens are held, or all of a shorter training's, and those of one part.
     """
 
     def __init__(self, streams: Iterator[dict[str, Tensor]], recipe: Recipe) -> None:
-        self._streams, self._size = streams, max(recipe.buffer, 2 * recipe.batch)
+        self._streams = streams
+        self._size = max(min(recipe.buffer, recipe.tokens), 2 * recipe.batch)
         self._batch = recipe.batch
         self._held: dict[str, Tensor] = {}
         self._shuffle = torch.Generator().manual_seed(recipe.seed)

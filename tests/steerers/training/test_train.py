@@ -7,7 +7,8 @@ from steerers.training.quality import measure
 from steerers.training.recipe import Recipe, Wanted
 from steerers.training.train import rounded, train
 
-WORDS = "the king of arda says that a red cat is a house and he is she user said dog tree".split()
+TALK = "the king of arda says that a red cat is a house and he is she user said dog tree"
+WORDS = TALK.split()
 TEXTS = [" ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(2, 14)) for i in range(60)]
 RECIPE = Recipe(tokens=6000, batch=128, buffer=512, held_out=8, rate=5e-3)
 
