@@ -37,16 +37,25 @@ slots = {slots}
 max_waiting = {waiting}
 steps = 3
 memory_bytes = 0
+
+[[models]]
+name = "tiny-lm"
+path = {speaker}
+slots = 4
+max_waiting = 8
+memory_bytes = 0
+saes = [{{ id = "toy", path = {sae} }}]
 """
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory, tiny_sd_folder):
+def started(tmp_path_factory, tiny_sd_folder, tiny_lm_folder, tiny_sae_folder):
     """(url, process) of `tiller serve`; the last test stops it, and this one if that did not."""
     home = tmp_path_factory.mktemp("cluster")
     config = home / "serve.toml"
-    path = json.dumps(str(tiny_sd_folder))
-    config.write_text(CONFIG.format(path=path, slots=SLOTS, waiting=WAITING))
+    folders = {"path": tiny_sd_folder, "speaker": tiny_lm_folder, "sae": tiny_sae_folder}
+    told = {key: json.dumps(str(folder)) for key, folder in folders.items()}
+    config.write_text(CONFIG.format(slots=SLOTS, waiting=WAITING, **told))
     port = running.free_port()
     words = ["serve", "--config", str(config), "--port", str(port)]
     program = [sys.executable, "-c", "from service.cli import main; main()", *words]
@@ -88,9 +97,9 @@ def shown(picture):
     return Image.open(io.BytesIO(base64.b64decode(picture))).size
 
 
-def active(url):
+def active(url, model=MODEL):
     lines = httpx2.get(f"{url}/metrics").text.splitlines()
-    told = f'tiller_engine{{model="{MODEL}",what="active"}}'
+    told = f'tiller_engine{{model="{model}",what="active"}}'
     return next((float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith(told)), 0.0)
 
 
@@ -128,6 +137,49 @@ def test_a_refusal_crosses_the_processes_as_what_it_is(client, cluster_url):
     form = {"name": "junk", "model": MODEL}
     told = httpx2.post(f"{cluster_url}/v1/edits/import", data=form, files=files)
     assert (told.status_code, told.json()["code"]) == (422, "bad_adapter")
+
+
+SPEAKER = "tiny-lm"
+SAID = [{"role": "user", "content": "the king of arda"}]
+STEERING = {
+    "features": [{"sae": "toy", "feature": 7, "strength": 3}],
+    "min_output_score": 0,
+    "on_low_score": "allow",
+}
+
+
+def test_the_openai_client_chats_steered_and_streamed(client):
+    asked = {"model": SPEAKER, "messages": SAID, "max_tokens": 8, "seed": 3}
+    plain = client.chat.completions.create(**asked)
+    steered = client.chat.completions.create(
+        **asked, extra_body={"steering": STEERING, "compare": True}
+    )
+    said = steered.choices[0].message.content
+    assert said != plain.choices[0].message.content
+    told = steered.model_dump()["tiller"]
+    assert told["plain"][0]["message"]["content"] == plain.choices[0].message.content
+    assert told["steering"][0]["features"][0]["sae_digest"]
+    stream = client.chat.completions.create(**asked, stream=True, extra_body={"steering": STEERING})
+    assert "".join(c.choices[0].delta.content or "" for c in stream) == said
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.chat.completions.create(**asked, extra_body={"steering": {"mode": "amp"}})
+    assert refused.value.code == "bad_steering"
+    wrong = {"features": [{"sae": "toy", "feature": 99, "strength": 1}]}
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(**asked, extra_body={"steering": wrong})
+    assert unknown.value.code == "unknown_feature"
+
+
+def test_a_client_that_leaves_a_chat_frees_its_row(client, cluster_url):
+    endless = {"max_tokens": 200, "logit_bias": {"2": -100}}
+    with client.chat.completions.create(
+        model=SPEAKER, messages=SAID, stream=True, **endless
+    ) as stream:
+        next(iter(stream))
+    wait_until(lambda: active(cluster_url, SPEAKER) == 0)
+    written = httpx2.get(f"{cluster_url}/metrics").text
+    counted = f'tiller_engine{{model="{SPEAKER}",what="written_tokens"}}'
+    assert counted in written
 
 
 def test_a_full_model_answers_429_with_a_time_and_draws_the_others(cluster_url):
