@@ -84,6 +84,8 @@ class Scheduler:
         """Rows join and read their prompts, up to the budget; whoever is due reads on."""
         spent = 0
         while self.reading or self._joins(waiting, spent):
+            if not self.reading:
+                continue
             due = self._is_due(self.reading)
             if spent >= self.budget and not due:
                 return
@@ -171,15 +173,16 @@ class Scheduler:
         tokens = min(rows[0].reading, max(1, budget // len(rows)))
         ids = [row.tokens[row.done : row.done + tokens] for row in rows]
         patches = [row.within(row.done, tokens) for row in rows]
+        last = tokens == rows[0].reading
         said = self._run(rows, ids, patches, first=len(self.writing))
-        if not rows[0].reading:
+        if last:
             # Whoever has read its prompt stands next to those that write already.
             self.writing, self.reading = [*self.writing, *self.reading], []
             self._choose(rows, said)
         for row in rows:
             if row.over:
                 self._leave(row)
-            elif not row.reading:
+            elif last:
                 self._keep(row)
         self.read_tokens += tokens * len(rows)
         return tokens * len(rows)
@@ -247,18 +250,17 @@ class Scheduler:
     # --- leaving ----------------------------------------------------------------------------------
 
     def _keep(self, row: Row) -> None:
-        """Let others know what the row has read and written."""
+        """Let others know what the row has read and written; nothing hangs on it."""
         try:
             self.prefixes.store(row, self.cache, self.rows.index(row))
-        except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
-            row.fail(broken)
-            self._leave(row)
+        except Exception:  # noqa: BLE001 - as said
+            _log.exception("What %s has read was not kept", row.request.id)
 
     def _leave(self, row: Row) -> None:
         """Free the row's slot; what may not be finite must not stay behind another row's end."""
         at = self.rows.index(row)
         if row.finished:
-            self.prefixes.store(row, self.cache, at)
+            self._keep(row)
         else:
             self.cache.clear(at)
         if at < len(self.writing):

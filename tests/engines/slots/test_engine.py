@@ -98,8 +98,9 @@ def test_a_row_that_is_not_finite_fails_alone_and_spoils_nobody_after_it(desk, t
     assert all(tell.ids == wanted for tell in (told[1], *told[3:]))
 
 
+@pytest.mark.parametrize("place", [0, 1])
 def test_a_forward_that_breaks_for_one_row_is_repeated_for_the_others(
-    desk, tiny_llama, monkeypatch
+    desk, tiny_llama, monkeypatch, place
 ):
     engine, family = desk.engine(tiny_llama), tiny_llama.family
     step, bad = family.step, 411
@@ -111,12 +112,29 @@ def test_a_forward_that_breaks_for_one_row_is_repeated_for_the_others(
 
     monkeypatch.setattr(family, "step", breaking)
     ids = tuple(family.tokenize(tiny_llama, TEXTS[0]))
-    rows = [desk.row(tiny_llama, ids), desk.row(tiny_llama, (*ids[:-1], bad))]
+    rows = [desk.row(tiny_llama, ids)] * 3
+    rows[place] = desk.row(tiny_llama, (*ids[:-1], bad))
     go_on = desk.held(engine)
-    good, broken = desk.ask(engine, *rows)
+    told = desk.ask(engine, *rows)
     go_on.set()
-    assert isinstance(broken.last.why, EngineFailed)
-    assert good.ids == generated(tiny_llama, rows[0])
+    assert isinstance(told[place].last.why, EngineFailed)
+    wanted = generated(tiny_llama, rows[2])
+    assert [told[i].ids for i in range(3) if i != place] == [wanted] * 2
+
+
+@pytest.mark.parametrize("broken", ["load", "store"])
+def test_what_is_known_of_prompts_may_break_without_ending_the_engine(
+    desk, tiny_llama, monkeypatch, broken
+):
+    engine, row = desk.engine(tiny_llama), desk.row(tiny_llama, TEXTS[0])
+    monkeypatch.setattr(engine.scheduler.prefixes, broken, lambda *_: 1 / 0)
+    (tell,) = desk.ask(engine, row)
+    if broken == "load":
+        assert isinstance(tell.last.why, EngineFailed)
+    else:
+        assert tell.ids == generated(tiny_llama, row)
+    monkeypatch.undo()
+    assert desk.ask(engine, row)[0].ids == generated(tiny_llama, row)
 
 
 def test_a_listener_that_breaks_ends_its_own_row_only(desk, tiny_llama):
