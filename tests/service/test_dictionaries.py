@@ -1,24 +1,30 @@
 """Scores are taken once, whoever asks, and survive the death of whoever takes them."""
 
+import asyncio
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
 import torch
 
+from models.errors import Refusal
 from models.loading import load
 from service import dictionaries as module
+from service.deployment import RemoteHost
 from service.dictionaries import Dictionaries
 from service.errors import LensUnderWay
+from service.questions import FindFeatures, ShowSae
 from service.registry import open_registry
 from service.registry.records import Measure
-from service.settings import Jobs
+from service.settings import Jobs, Model
 from steerers.errors import UnknownDictionary, UnknownFeature
 from steerers.lens import lens
 from steerers.output_score import Scorer
@@ -188,6 +194,38 @@ def test_who_waits_too_long_for_a_lens_is_told_and_it_goes_on(make, dictionary, 
     owner.go.set()
     owner.threads[0].join()
     assert known.lens(dictionary).tokens.ids.shape[0] == dictionary.features
+
+
+def over(what):
+    return pickle.loads(pickle.dumps(what))  # noqa: S301 - our own
+
+
+class Across:
+    """A host behind a process border: what goes over is pickled, refusals come back as values."""
+
+    def __init__(self, host):
+        self.host, self.ask = host, SimpleNamespace(remote=self.asked)
+
+    async def asked(self, method, question):
+        try:
+            told = await getattr(self.host, method)(over(question))
+        except Refusal as refusal:
+            told = refusal
+        return over(told)
+
+
+def test_questions_and_answers_cross_a_process_border(speaker):
+    _, bench = speaker
+    local = bench.hosts["tiny-lm"]
+    remote = RemoteHost(Model(name="tiny-lm", path="/nowhere"), Across(local.ready))
+    asked = FindFeatures(tenant="default", sae=SAE, concept="king", least=0.0)
+
+    async def main():
+        assert await remote.answer(asked) == await local.answer(asked)
+        with pytest.raises(UnknownDictionary):
+            await remote.answer(ShowSae(tenant="default", sae="other"))
+
+    asyncio.run(main())
 
 
 DOOMED = """
