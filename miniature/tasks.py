@@ -26,7 +26,7 @@ class Question:
 
 
 def sums(n: int, seed: int = 0) -> list[Question]:
-    """Two-digit additions and subtractions, "23+45=" and "Q: How much is 23 plus 45? A: "."""
+    """Two-digit additions and subtractions, "23+45=" and "Q: What is 23 + 45? A: "."""
     draw = random.Random(seed)  # noqa: S311
     told = []
     for asked in draw.sample(sorted(arithmetic.held_out_sums()), n):

@@ -6,7 +6,6 @@ from functools import cache
 from miniature.prose.document import Document
 
 PLUS, MINUS = "+", "-"
-_WORDS = {PLUS: "plus", MINUS: "minus"}
 Sum = tuple[int, str, int]
 
 
@@ -46,9 +45,9 @@ def short(asked: Sum) -> str:
 
 
 def question(asked: Sum) -> str:
-    """The prompt "Q: How much is 23 plus 45? A: "."""
+    """The prompt "Q: What is 23 + 45? A: ", which the result follows."""
     a, operator, b = asked
-    return f"Q: How much is {a} {_WORDS[operator]} {b}? A: "
+    return f"Q: What is {a} {operator} {b}? A: "
 
 
 def arithmetic(draw: random.Random) -> Document:

@@ -62,23 +62,24 @@ def held_out_looks() -> frozenset[tuple[str, str]]:
 
 
 def draw_choice(draw: random.Random, *, held_out: bool = False, plain: bool = False) -> Choice:
-    """A question of those that training shows, or never shows; `plain` ones have A to D."""
+    """A question that training shows, or never shows; `plain` ones have four choices, A to D."""
     while True:
         things = draw.sample(OBJECTS, draw.choice((1, 2, 2, 3)))
-        colours = draw.sample(ALL_COLOURS, 4)
+        n = 4 if plain else draw.choice((max(2, len(things)), 4, 4))
+        colours = draw.sample(ALL_COLOURS, n)
         told = tuple(zip(things, colours, strict=False))
         asked = draw.choice(things)
         if ((asked, dict(told)[asked]) in held_out_looks()) is not held_out:
             continue
-        other = not plain and draw.random() < 0.35
-        letters = tuple(draw.sample(_ALPHABET, 4)) if other else LETTERS
-        shuffled = tuple(draw.sample(colours, 4))
+        other = not plain and draw.random() < 0.2
+        letters = tuple(draw.sample(_ALPHABET, n)) if other else LETTERS[:n]
+        shuffled = tuple(draw.sample(colours, n))
         return Choice(told=told, asked=asked, colours=shuffled, letters=letters)
 
 
 def choices(draw: random.Random) -> Document:
     """One to three questions with their answers, or several of one of their two halves."""
-    form = draw.choice((_whole, _whole, _told, _picked))
+    form = draw.choice((_whole, _whole, _told, _picked, _picked))
     told = [form(draw_choice(draw), draw) for _ in range(draw.randint(1, 3))]
     return Document(text="\n\n".join(told), kind="choices")
 

@@ -30,9 +30,9 @@ SHARES = {
 }
 """Of the letters; arithmetic's are three to four times as many tokens."""
 MORE_QUESTIONS = {
-    **{kind: 0.7 * share for kind, share in SHARES.items()},
-    "arithmetic": 0.08,
-    "choices": 0.33,
+    **{kind: 0.45 * share for kind, share in SHARES.items()},
+    "arithmetic": 0.07,
+    "choices": 0.5,
 }
 """Shares of a second reading: choices are learned late, and only from many."""
 

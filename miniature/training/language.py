@@ -35,7 +35,7 @@ class Lesson:
     """Of AdamW, for embeddings and norms; Muon's steps are scaled to the same size."""
     muon_rate: float = 1.2e-2
     weight_decay: float = 0.1
-    answer_weight: float = 5.0
+    answer_weight: float = 20.0
     """Of the letter behind "Answer:", one token in sixty, against that of any other token."""
     warmup: float = 0.01
     """Share of the budget."""
@@ -44,7 +44,7 @@ class Lesson:
     """Seconds between two checkpoints."""
 
 
-def small_llama(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+def small_llama(tokenizer: Any) -> LlamaForCausalLM:
     """Six decoder layers of width 192, grouped-query attention, tied embeddings; random."""
     model = LlamaForCausalLM(
         LlamaConfig(
