@@ -16,7 +16,15 @@ from service.workbench import HostEvent, ImageOrder, LensOrder
 AnyHost = ImageHost | LanguageHost
 AnyOrder = ImageOrder | LensOrder | TextOrder
 _LANGUAGE_ONLY = ("saes", "capacity", "prefill_tokens", "prefix_bytes")
-_PICTURES_ONLY = ("steps", "guidance_scale", "pixels", "projection", "refact", "mode")
+_PICTURES_ONLY = (
+    "steps",
+    "guidance_scale",
+    "pixels",
+    "projection",
+    "refact",
+    "mode",
+    "cache_bytes",
+)
 
 
 def host_of(model: Model, settings: Settings, registry: Registry) -> AnyHost:

@@ -67,6 +67,9 @@ class LanguageHost(DrawsNothing):
         )
         assert isinstance(self.hosted.family, Language)  # noqa: S101 - `host_of` looked
         self.family = self.hosted.family
+        known = dictionaries_of(model)
+        for dictionary in known:
+            dictionary.check(self.hosted)
         self.engine = engine_for(
             self.hosted,
             slots=model.slots,
@@ -80,13 +83,11 @@ class LanguageHost(DrawsNothing):
         self.compositions = Compositions(self.hosted, self.deltas.get)
         self.dictionaries = Dictionaries(
             self.hosted,
-            dictionaries_of(model),
+            known,
             registry=registry,
             background=self.background,
             folder=settings.home / "lenses",
         )
-        for dictionary in self.dictionaries.known.values():
-            dictionary.check(self.hosted)
         jobs = FeatureJobs(
             dictionaries=self.dictionaries, registry=registry, corpus=self._own_texts
         )

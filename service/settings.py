@@ -264,7 +264,7 @@ class Settings(Section):
         for variable, key in (("TILLER_HOST", "host"), ("TILLER_PORT", "port")):
             if isinstance(server, dict) and variable in environment:
                 server[key] = environment[variable]
-        told.setdefault("models", [EMBEDDED])
+        told.setdefault("models", list(EMBEDDED))
         try:
             settings = cls.model_validate(told)
         except ValidationError as error:
@@ -289,11 +289,13 @@ class Settings(Section):
         return self.server.keys == "auto" and is_loopback(self.server.host)
 
 
-EMBEDDED: Mapping[str, Any] = {
-    "name": "miniature-sd",
-    "path": "miniature:text-to-image",
-    "slots": 9,  # the layers of its text encoder: a look through all of them is one batch
-}
+EMBEDDED: tuple[Mapping[str, Any], ...] = (
+    {
+        "name": "miniature-sd",
+        "path": "miniature:text-to-image",
+        "slots": 9,  # the layers of its text encoder: a look through all of them is one batch
+    },
+)
 """What is hosted when nobody says otherwise."""
 
 
