@@ -14,7 +14,7 @@ import httpx2
 
 from service.client import TillerError
 
-START_SECONDS, STOP_SECONDS = 240.0, 90.0
+START_SECONDS, STOP_SECONDS = 480.0, 90.0
 
 
 @contextmanager
