@@ -1,6 +1,10 @@
 """What the engines refuse."""
 
+import logging
+
 from models.errors import Refusal
+
+_log = logging.getLogger(__name__)
 
 
 class Full(Refusal):
@@ -85,7 +89,8 @@ class EngineFailed(Refusal):
 
 
 def refusal_of(broken: BaseException) -> Refusal:
-    """A refusal as it is; anything else as a fault of the engine."""
+    """A refusal as it is; anything else as a fault of the engine, whose words are only logged."""
     if isinstance(broken, Refusal):
         return broken
-    return EngineFailed(f"{type(broken).__name__}: {broken}")
+    _log.error("A fault that is told without its words", exc_info=broken)
+    return EngineFailed("Something broke that was not the request's fault.")

@@ -17,6 +17,7 @@ from pydantic import (
     TypeAdapter,
 )
 
+from engines.slots.admission import COLDEST, LEAST_REPETITION
 from service.schema import SAFE_INTEGER, Body, EditUses, plain
 
 Written = Annotated[str, AfterValidator(plain), Field(max_length=1_000_000)]
@@ -162,6 +163,12 @@ def _bias(value: object) -> object:
     return {int(k) if isinstance(k, str) and k.isdecimal() else k: v for k, v in value.items()}
 
 
+def _warm(value: float) -> float:
+    if 0 < value < COLDEST:
+        raise ValueError(f"use 0 for the likeliest token, or {COLDEST:g} to 2")
+    return value
+
+
 class GenerationBody(Body):
     """What chat and completions share."""
 
@@ -169,8 +176,8 @@ class GenerationBody(Body):
     """A hosted model, a variant, or `base+name@alias[+name2@3]` (edits, presets, vectors)."""
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    """0 takes the likeliest token; 1 when left out."""
+    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_warm)] | None = None
+    """0 takes the likeliest token, 0.0001 is the least above it; 1 when left out."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     """The k likeliest tokens; 0 for all."""
@@ -178,7 +185,7 @@ class GenerationBody(Body):
     """Tokens at least so likely as this share of the likeliest."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=LEAST_REPETITION, le=10)] | None = None
     """As transformers has it: 1 is none."""
     logit_bias: (
         Annotated[

@@ -13,6 +13,10 @@ _MOST_TEXTS = 128
 _MOST_STOPS = 64
 _MOST_BIASES = 4096
 _BIAS = 100.0
+COLDEST, HOTTEST = 1e-4, 100.0
+"""Temperatures above 0: float32 holds what logits become when they are divided by them."""
+LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0
+_PENALTY = 2.0
 
 
 def check(request: Generation, *, vocab: int, capacity: int) -> int:
@@ -61,13 +65,17 @@ def _wrong(request: Generation, vocab: int) -> Iterator[Wrong]:
 
 def _unsampled(sampling: Sampling, vocab: int) -> Iterator[Wrong]:
     bounds = (
-        ("temperature", sampling.temperature >= 0, "0 or more"),
+        ("temperature", _warm(sampling.temperature), f"0, or {COLDEST:g} to {HOTTEST:g}"),
         ("top_p", 0 < sampling.top_p <= 1, "more than 0, up to 1"),
         ("top_k", sampling.top_k >= 0, "0 or more"),
         ("min_p", 0 <= sampling.min_p <= 1, "0 to 1"),
-        ("presence_penalty", True, "-2 to 2"),
-        ("frequency_penalty", True, "-2 to 2"),
-        ("repetition_penalty", sampling.repetition_penalty > 0, "more than 0"),
+        ("presence_penalty", abs(sampling.presence_penalty) <= _PENALTY, "-2 to 2"),
+        ("frequency_penalty", abs(sampling.frequency_penalty) <= _PENALTY, "-2 to 2"),
+        (
+            "repetition_penalty",
+            LEAST_REPETITION <= sampling.repetition_penalty <= MOST_REPETITION,
+            f"{LEAST_REPETITION:g} to {MOST_REPETITION:g}",
+        ),
     )
     for name, inside, use in bounds:
         value = getattr(sampling, name)
@@ -78,6 +86,10 @@ def _unsampled(sampling: Sampling, vocab: int) -> Iterator[Wrong]:
         yield "logit_bias", "A token is not the model's, or there are too many.", "Use its ids."
     if not all(abs(value) <= _BIAS for value in bias.values()):
         yield "logit_bias", "A bias is out of bounds.", f"Use -{_BIAS:g} to {_BIAS:g}."
+
+
+def _warm(temperature: float) -> bool:
+    return temperature == 0 or COLDEST <= temperature <= HOTTEST
 
 
 def _check_places(patch: Patch, length: int) -> None:

@@ -179,6 +179,7 @@ class Row:
         if len(self.tokens) == self.prompt:
             self.first_token = self.ticket.age
         position = len(self.tokens)
+        self.draws.took(chosen.token)
         self.tokens.append(chosen.token)
         eos = chosen.token in self.eos
         said, stop = self.stops.feed("" if eos else self.pieces.add(chosen.token))

@@ -60,6 +60,7 @@ class Draws:
         self.generator = torch.Generator().manual_seed(row_seed(seed, choice))
         self._bias_ids = torch.tensor(list(sampling.logit_bias), dtype=torch.long)
         self._bias = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32)
+        self._lot: float | None = None
         self._counts: Int[Tensor, " vocab"] | None = None
         self._occurred: Bool[Tensor, " vocab"] | None = None
         if sampling.presence_penalty or sampling.frequency_penalty:
@@ -88,15 +89,18 @@ class Draws:
             logits -= stated.frequency_penalty * self._counts
 
     def took(self, token: int) -> None:
-        """The row goes on with this token."""
+        """The row goes on with this token; until then its choice can be repeated."""
+        self._lot = None
         if self._counts is not None:
             self._counts[token] += 1
         if self._occurred is not None:
             self._occurred[token] = True
 
     def uniform(self) -> float:
-        """The row's next number in [0, 1)."""
-        return float(torch.rand((), generator=self.generator, dtype=torch.float64))
+        """The row's number in [0, 1) for its next token."""
+        if self._lot is None:
+            self._lot = float(torch.rand((), generator=self.generator, dtype=torch.float64))
+        return self._lot
 
 
 def row_seed(seed: int, choice: int) -> int:
@@ -106,26 +110,30 @@ def row_seed(seed: int, choice: int) -> int:
 
 
 def choose(logits: Float[Tensor, "rows vocab"], rows: Sequence[Draws]) -> list[Chosen | None]:
-    """Per row its next token; None where the logits are not finite."""
+    """Per row its next token; None where the logits, as said or as shaped, are not finite.
+
+    Nothing goes on by that: the same choice comes out again until a row `took` its token.
+    """
     logits = logits.cpu()
     largest, tokens = logits.max(dim=-1)
     finite = torch.isfinite(largest).tolist()
     shaped, changed = logits, [i for i, row in enumerate(rows) if row.shapes and finite[i]]
     if changed:
-        shaped = logits.clone()
+        shaped = logits.to(torch.float32, copy=True)
         for i in changed:
             rows[i].shape(shaped[i])
-        tokens[changed] = shaped[changed].argmax(dim=-1)
+        largest, tokens[changed] = shaped[changed].max(dim=-1)
+        for i, fine in zip(changed, torch.isfinite(largest).tolist(), strict=True):
+            finite[i] = fine
     lots = [i for i, row in enumerate(rows) if row.sampling.temperature > 0 and finite[i]]
     if lots:
-        tokens[lots] = _drawn(shaped[lots], [rows[i] for i in lots])
+        tokens[lots], fine = _drawn(shaped[lots], [rows[i] for i in lots])
+        for i, drawn in zip(lots, fine.tolist(), strict=True):
+            finite[i] = drawn
     told = _told(logits, tokens, rows, finite)
-    found: list[Chosen | None] = [None] * len(rows)
-    for i, token in enumerate(tokens.tolist()):
-        if finite[i]:
-            rows[i].took(token)
-            found[i] = told.get(i, Chosen(token))
-    return found
+    return [
+        told.get(i, Chosen(token)) if finite[i] else None for i, token in enumerate(tokens.tolist())
+    ]
 
 
 def _told(
@@ -150,14 +158,20 @@ def _told(
     return found
 
 
-def _drawn(logits: Float[Tensor, "rows vocab"], rows: Sequence[Draws]) -> Int[Tensor, " rows"]:
-    """Inverse-transform sampling: the first token at which the cumulated probability passes u."""
+def _drawn(
+    logits: Float[Tensor, "rows vocab"], rows: Sequence[Draws]
+) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
+    """Inverse-transform sampling: the first token at which the cumulated probability passes u.
+
+    Also whether each row had probabilities at all; one without has no token to speak of.
+    """
     weights = distribution(logits.float(), [row.sampling for row in rows]).double()
     cumulated = weights.cumsum(dim=-1)
     drawn = torch.tensor([[row.uniform()] for row in rows], dtype=torch.float64)
     total = cumulated[:, -1:]
     target = torch.minimum(drawn * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulated, target, right=True)[:, 0]
+    found = torch.searchsorted(cumulated, target, right=True)[:, 0]
+    return found.clamp(max=logits.shape[1] - 1), torch.isfinite(total[:, 0])
 
 
 def distribution(

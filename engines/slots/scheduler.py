@@ -16,7 +16,7 @@ from torch import Tensor
 from engines.errors import LogitsNotANumber
 from engines.slots.prefix import Known, Prefixes
 from engines.slots.row import Row
-from engines.slots.sampling import choose
+from engines.slots.sampling import Chosen, choose
 from engines.slots.waiting import Waiting
 from models.errors import PatchNotApplied
 from models.hosted import HostedModel
@@ -98,7 +98,7 @@ class Scheduler:
         beside = [*self.reading, *waiting.first(self.free)]
         rows = list(self.writing)
         ids = [row.tokens[row.done :] for row in rows]
-        self._choose(rows, self._run(rows, ids, [row.within(row.done) for row in rows], first=0))
+        self._choose(rows, self._run(rows, ids, [_meant(row) for row in rows], first=0))
         for row in rows:
             if row.over:
                 self._leave(row)
@@ -157,13 +157,21 @@ class Scheduler:
         missing: set[str] = set()
         left = 0
         for row in come:
-            known = self.prefixes.find(row)
+            known = self._known(row)
             left = left or row.prompt - known.tokens
             fits = (len(found) + 1) * left <= self.budget or not found
             if row.prompt - known.tokens == left and known.missing not in missing and fits:
                 found.append((row, known))
                 missing |= {known.missing} if known.missing else set()
         return found
+
+    def _known(self, row: Row) -> Known:
+        """What is known of its prompt; nothing, where looking it up breaks."""
+        try:
+            return self.prefixes.find(row)
+        except Exception:  # noqa: BLE001 - one bad row never ends the others
+            _log.exception("What is known of %s was not found", row.request.id)
+            return Known([], None)
 
     # --- forwards ---------------------------------------------------------------------------------
 
@@ -172,7 +180,7 @@ class Scheduler:
         rows = list(self.reading)
         tokens = min(rows[0].reading, max(1, budget // len(rows)))
         ids = [row.tokens[row.done : row.done + tokens] for row in rows]
-        patches = [row.within(row.done, tokens) for row in rows]
+        patches = [_meant(row, tokens) for row in rows]
         last = tokens == rows[0].reading
         said = self._run(rows, ids, patches, first=len(self.writing))
         if last:
@@ -196,12 +204,12 @@ class Scheduler:
             logits = said
         else:
             logits = torch.stack([one for i in going if (one := said[i]) is not None])
-        chosen = choose(logits, [rows[i].draws for i in going])
-        for i, pick in zip(going, chosen, strict=True):
-            if pick is None:
-                rows[i].fail(LogitsNotANumber(rows[i].done))
+        those = [rows[i] for i in going]
+        for row, pick in zip(those, _chosen(those, logits), strict=True):
+            if isinstance(pick, Chosen):
+                row.take(pick)
             else:
-                rows[i].take(pick)
+                row.fail(pick or LogitsNotANumber(row.done))
 
     def _run(
         self,
@@ -283,3 +291,25 @@ class Scheduler:
 
     def _move(self, source: int, target: int, row: Row) -> None:
         self.cache.move(source, target, row.done)
+
+
+def _meant(row: Row, tokens: int = 1) -> Patch:
+    """What the row's patch does to its next tokens; the row ends if that cannot be said."""
+    try:
+        return row.within(row.done, tokens)
+    except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
+        row.fail(broken)
+        return Patch()
+
+
+def _chosen(
+    rows: Sequence[Row], logits: Float[Tensor, "rows vocab"]
+) -> list[Chosen | Exception | None]:
+    """Each row's next token; if choosing breaks, each row is tried by itself."""
+    try:
+        return list(choose(logits, [row.draws for row in rows]))
+    except Exception as broken:  # noqa: BLE001 - as said
+        if len(rows) == 1:
+            return [broken]
+        _log.warning("A choice of %d rows broke: %s", len(rows), broken)
+        return [_chosen([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]

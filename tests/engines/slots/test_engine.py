@@ -18,6 +18,8 @@ from engines.errors import (
 )
 from engines.slots.engine import SlotEngine
 from engines.slots.request import Cancelled, Failed, Finished, Queued, Sampling, Token
+from engines.slots.row import Row
+from engines.slots.sampling import Draws
 from models.errors import BadPatch, PatchNotApplied, UnknownSite
 from models.patch import Patch, Shift
 from tests.engines.slots.conftest import TEXTS, generated, patch, too_much
@@ -122,7 +124,32 @@ def test_a_forward_that_breaks_for_one_row_is_repeated_for_the_others(
     assert [told[i].ids for i in range(3) if i != place] == [wanted] * 2
 
 
-@pytest.mark.parametrize("broken", ["load", "store"])
+@pytest.mark.parametrize("broken", ["shape", "took", "within"])
+def test_a_row_that_breaks_outside_the_forward_fails_alone(desk, tiny_llama, monkeypatch, broken):
+    engine = desk.engine(tiny_llama, cache_bytes=0)
+    warm = Sampling(temperature=0.9, presence_penalty=0.5)
+    row = desk.row(tiny_llama, TEXTS[0], sampling=warm, seed=4)
+    wanted = desk.ask(engine, row)[0].ids
+    of = Row if broken == "within" else Draws
+    works = getattr(of, broken)
+
+    def breaking(self, *args):
+        stated = self.request.sampling if of is Row else self.sampling
+        if stated.presence_penalty == 0.25:
+            raise IndexError("index 50257 is out of bounds")
+        return works(self, *args)
+
+    monkeypatch.setattr(of, broken, breaking)
+    bad = replace(row, sampling=replace(warm, presence_penalty=0.25), patch=patch(0))
+    go_on = desk.held(engine)
+    told = desk.ask(engine, row, bad, row)
+    go_on.set()
+    why = told[1].last.why
+    assert isinstance(why, EngineFailed) and "50257" not in str(why) + str(why.remedy)
+    assert told[0].ids == told[2].ids == desk.ask(engine, row)[0].ids == wanted
+
+
+@pytest.mark.parametrize("broken", ["find", "load", "store"])
 def test_what_is_known_of_prompts_may_break_without_ending_the_engine(
     desk, tiny_llama, monkeypatch, broken
 ):
@@ -341,6 +368,12 @@ def test_stopping_cancels_and_a_dead_thread_says_so(desk, tiny_llama, monkeypatc
         ({"logprobs": 21}, BadGeneration),
         ({"sampling": Sampling(temperature=float("nan"))}, BadGeneration),
         ({"sampling": Sampling(temperature=-1.0)}, BadGeneration),
+        ({"sampling": Sampling(temperature=1e-50)}, BadGeneration),
+        ({"sampling": Sampling(temperature=1e38)}, BadGeneration),
+        ({"sampling": Sampling(presence_penalty=3.0)}, BadGeneration),
+        ({"sampling": Sampling(frequency_penalty=-3.0)}, BadGeneration),
+        ({"sampling": Sampling(repetition_penalty=1e-43)}, BadGeneration),
+        ({"sampling": Sampling(repetition_penalty=1e9)}, BadGeneration),
         ({"sampling": Sampling(top_p=0.0)}, BadGeneration),
         ({"sampling": Sampling(top_k=-1)}, BadGeneration),
         ({"sampling": Sampling(min_p=1.5)}, BadGeneration),

@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from engines.slots import sampling as ours
+from engines.slots.admission import COLDEST, HOTTEST, LEAST_REPETITION, MOST_REPETITION
 from engines.slots.request import GREEDY, Sampling
 from engines.slots.sampling import Draws, choose, distribution, row_seed
 
@@ -23,6 +24,14 @@ def logits(rows=1, seed=0):
 
 def draws(sampling=GREEDY, **changes):
     return Draws(sampling, **({"seed": 0, "choice": 0, "prompt": (), "vocab": VOCAB} | changes))
+
+
+def went(scores, rows):
+    """What the rows choose and go on with."""
+    found = choose(scores, rows)
+    for row, pick in zip(rows, found, strict=True):
+        row.took(pick.token)
+    return found
 
 
 SETTINGS = (
@@ -107,15 +116,15 @@ def test_a_row_draws_the_same_alone_and_in_company():
     stated = [Sampling(temperature=0.8 + 0.1 * i, top_p=0.9 - 0.05 * i) for i in range(6)]
     scores = [logits(6, seed) for seed in range(20)]
     together = [draws(s, seed=i) for i, s in enumerate(stated)]
-    found = [[pick.token for pick in choose(of, together)] for of in scores]
+    found = [[pick.token for pick in went(of, together)] for of in scores]
     for i, s in enumerate(stated):
         row = draws(s, seed=i)
-        assert [choose(of[i : i + 1], [row])[0].token for of in scores] == [f[i] for f in found]
+        assert [went(of[i : i + 1], [row])[0].token for of in scores] == [f[i] for f in found]
 
 
 def test_draws_follow_the_distribution():
     row, scores, count = draws(Sampling(top_k=4)), logits(), 4000
-    found = torch.tensor([choose(scores, [row])[0].token for _ in range(count)])
+    found = torch.tensor([went(scores, [row])[0].token for _ in range(count)])
     wanted = distribution(scores, [Sampling(top_k=4)])[0]
     shares = torch.bincount(found, minlength=VOCAB) / count
     assert float((shares - wanted).abs().max()) < 0.04
@@ -143,6 +152,43 @@ def test_a_row_that_is_not_finite_has_no_token_and_its_neighbours_have_theirs(sp
     assert found[1] is None
     alone = [choose(logits(3)[i : i + 1], [draws(Sampling(), seed=i)])[0] for i in (0, 2)]
     assert [found[0].token, found[2].token] == [pick.token for pick in alone]
+
+
+def test_a_choice_comes_out_again_until_it_is_taken():
+    row, scores = draws(Sampling(temperature=5.0), seed=3), logits()
+    first, again = (choose(scores, [row])[0].token for _ in range(2))
+    assert first == again
+    later = [went(scores, [row])[0].token for _ in range(8)]
+    assert later[0] == first and len(set(later)) > 1
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        Sampling(temperature=1e-50),
+        Sampling(temperature=1e-50, presence_penalty=0.5),
+        Sampling(temperature=0.0, repetition_penalty=1e-43),
+        Sampling(repetition_penalty=1e-43),
+        Sampling(repetition_penalty=1e-50, presence_penalty=0.1),
+    ],
+)
+def test_what_float32_cannot_hold_has_no_token_and_spoils_no_neighbour(stated):
+    scores = logits(3)
+    prompt = range(VOCAB)
+    rows = [draws(Sampling(), seed=0), draws(stated, prompt=prompt), draws(Sampling(), seed=2)]
+    first, bad, last = choose(scores, rows)
+    assert bad is None
+    alone = [choose(scores[i : i + 1], [draws(Sampling(), seed=i)])[0] for i in (0, 2)]
+    assert [first, last] == alone
+
+
+def test_the_bounds_of_what_is_let_in_are_finite_for_any_logits():
+    scores = torch.cat([logits(1), 1e30 * logits(1)])
+    for heat in (COLDEST, HOTTEST):
+        for penalty in (LEAST_REPETITION, MOST_REPETITION):
+            stated = Sampling(temperature=heat, repetition_penalty=penalty, presence_penalty=2.0)
+            rows = [draws(stated, prompt=range(VOCAB)) for _ in scores]
+            assert all(0 <= pick.token < VOCAB for pick in choose(scores, rows))
 
 
 def test_a_tiny_temperature_is_nearly_greedy():
