@@ -319,6 +319,7 @@ def exported() -> dict[str, set[str]]:
     telemetry.requests.labels("GET", "/livez", "200").inc()
     telemetry.seconds.labels("GET", "/livez").observe(0.1)
     telemetry.images.labels("toy", "true").inc()
+    telemetry.tokens.labels("toy", "false", "written").inc()
     telemetry.rows.labels("toy", "active").set(1)
     families = text_string_to_metric_families(telemetry.text().decode())
     return {s.name: set(s.labels) for family in families for s in family.samples}
