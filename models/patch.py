@@ -6,7 +6,8 @@ composed with `|` and sent over the wire; only `models.applying` makes a model f
 
 import hashlib
 import json
-from collections.abc import Container, Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
@@ -24,6 +25,8 @@ Positions = (
 """Which tokens of a row; the tuple counts from 0, [BOS] included.
 
 `last` is the last token of the prompt, `last_and_generated` that one and every one behind it."""
+
+_FORMS_KEPT = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -252,23 +255,42 @@ class Patch:
         Named positions and tuples, which count from the row's first token, come out as "all", as a
         tuple that counts from `start`, or the operation is left out. `visual` and `reference`
         tokens stand in the prompt, and only the caller knows where: they keep their names there.
-        Behind the prompt, a patch without tuples is the same at every position, so that plans made
+        Behind the prompt and all tuples it is the same object at every position, so that plans made
         from it can be kept.
         """
-        if start >= prompt_tokens and not self._counted:
-            return self._behind_prompt
+        if start >= prompt_tokens and start > self._furthest:
+            return self._behind_all
         return self._narrowed(start, tokens, prompt_tokens)
 
     @cached_property
-    def _counted(self) -> bool:
-        return any(isinstance(getattr(o, "positions", None), tuple) for o in self)
+    def _furthest(self) -> int:
+        """The last token that a tuple names; -1 without tuples."""
+        places = (getattr(o, "positions", None) for o in self)
+        return max((p[-1] for p in places if isinstance(p, tuple)), default=-1)
 
     @cached_property
-    def _behind_prompt(self) -> "Patch":
-        return self._narrowed(0, 1, 0)
+    def _behind_all(self) -> "Patch":
+        return self._narrowed(self._furthest + 1, 1, 0)
+
+    @cached_property
+    def _forms(self) -> "dict[tuple[Positions | None, ...], Patch]":
+        """By what became of each operation's positions: most pieces of a prompt are alike."""
+        return {}
 
     def _narrowed(self, start: int, tokens: int, prompt_tokens: int) -> "Patch":
-        found = [_narrowed(o, start, tokens, prompt_tokens) for o in self]
+        forward = range(start, start + tokens)
+        places: tuple[Positions | None, ...] = tuple(
+            _narrowed(o, forward, prompt_tokens) for o in self
+        )
+        known = self._forms.get(places)
+        if known is None:
+            if len(self._forms) >= _FORMS_KEPT:
+                self._forms.clear()
+            known = self._forms[places] = self._placed(places)
+        return known
+
+    def _placed(self, places: "Sequence[Positions | None]") -> "Patch":
+        found = [_placed(o, at) for o, at in zip(self, places, strict=True)]
         if all(new is old for new, old in zip(found, self, strict=True)):
             return self
         return Patch(tuple(o for o in found if o is not None))
@@ -283,38 +305,43 @@ def _without_doubles(ordered: list[Operation]) -> Iterator[Operation]:
         seen.add(operation.digest)
 
 
-def _narrowed(
-    operation: Operation, start: int, tokens: int, prompt_tokens: int
-) -> Operation | None:
-    """The operation as a forward over these positions carries it; None if none is its own."""
+def _narrowed(operation: Operation, forward: range, prompt_tokens: int) -> Positions | None:
+    """Its positions as a forward over these tokens carries them; None if none is its own."""
     if isinstance(operation, LowRank | Exit) or operation.positions == "all":
-        return operation
+        return "all"
     if operation.positions in ("visual", "reference"):
-        return operation if start < prompt_tokens else None
-    here = _inside(operation.positions, range(start, start + tokens), prompt_tokens)
+        return operation.positions if forward.start < prompt_tokens else None
+    here = _inside(operation.positions, forward, prompt_tokens)
     if not here:
         return None
-    return replace(operation, positions="all" if len(here) == tokens else here)
+    return "all" if len(here) == len(forward) else tuple(p - forward.start for p in here)
 
 
-def _inside(positions: Positions, forward: range, prompt_tokens: int) -> tuple[int, ...]:
-    """Which tokens of a forward are meant, counted from its first."""
+def _placed(operation: Operation, positions: Positions | None) -> Operation | None:
+    """The operation at these positions; the same one if they are its own."""
+    if isinstance(operation, LowRank | Exit) or positions == operation.positions:
+        return operation
+    return None if positions is None else replace(operation, positions=positions)
+
+
+def _inside(positions: Positions, forward: range, prompt_tokens: int) -> Sequence[int]:
+    """Which tokens of a forward are meant, counted from the row's first."""
     last = prompt_tokens - 1
-    meant: Container[int]
     match positions:
         case "prompt":
             meant = range(prompt_tokens)
         case "generated":
             meant = range(prompt_tokens, forward.stop)
         case "last":
-            meant = (last,)
+            meant = range(last, prompt_tokens)
         case "last_and_generated":
             meant = range(last, forward.stop)
         case tuple():
-            meant = positions
+            first = bisect_left(positions, forward.start)
+            return positions[first : bisect_left(positions, forward.stop, first)]
         case _:
             meant = forward
-    return tuple(p - forward.start for p in forward if p in meant)
+    return range(max(meant.start, forward.start), min(meant.stop, forward.stop))
 
 
 def _ascending(positions: tuple[object, ...]) -> bool:

@@ -3,7 +3,8 @@
 The key of a block of tokens holds all that its keys and values depend on: every token up to its
 end, the weights' fingerprint, the dtype, the attention implementation, and the patch *as it acts on
 these tokens*. So a steered prefix is never served to a plain row, and a row that is steered only
-behind the prompt shares the plain one. Names of edits are not in it: names move.
+behind the prompt shares the plain one. Names of edits are not in it: names move. The row's realm
+is: how long a first token takes tells what was read before, so strangers share nothing.
 
 A block that was read in another piece of a prompt differs in the last bits, as any batch does.
 """
@@ -11,8 +12,10 @@ A block that was read in another piece of a prompt differs in the last bits, as 
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -47,6 +50,14 @@ class Known:
         return sum(block.prefix.tokens for block in self.blocks)
 
 
+@dataclass
+class _Walk:
+    """The keys of a row's first blocks so far, and the hash of all that they say."""
+
+    said: Any
+    keys: list[str] = field(default_factory=list)
+
+
 class Prefixes:
     """Blocks of prompts, least recently used first out; owner thread only.
 
@@ -65,6 +76,7 @@ class Prefixes:
         self.asked_tokens = self.hit_tokens = 0
         said = (hosted.fingerprint, str(hosted.dtype), family.default_attention, str(block))
         self._base = "\n".join(said).encode()
+        self._walks: WeakKeyDictionary[Row, _Walk] = WeakKeyDictionary()
 
     def find(self, row: Row) -> Known:
         """What is known of the row's prompt; at least one token is left to be read."""
@@ -97,16 +109,22 @@ class Prefixes:
                 block = Block(_copied(cache, slot, first, self.block), self._changes(patch))
                 self.kept.put(key, block, block.prefix.nbytes)
 
-    def keys(self, row: Row, blocks: int) -> Iterator[str]:
-        """SHA-256 of all that each of the row's first blocks depends on."""
-        said = hashlib.sha256(self._base)
-        for index in range(blocks):
-            first, last = index * self.block, (index + 1) * self.block
-            said.update(array("q", row.tokens[first:last]).tobytes())
-            patch = row.within(0, last)
-            under = said.copy()
-            under.update(patch.digest.encode() if patch else b"")
-            yield under.hexdigest()
+    def keys(self, row: Row, blocks: int) -> Sequence[str]:
+        """SHA-256 of all that each of the row's first blocks depends on.
+
+        Every block is hashed once: what a row has said, and what its patch does there, stay.
+        """
+        walk = self._walks.get(row)
+        if walk is None:
+            realm = hashlib.sha256(row.request.realm.encode()).digest()
+            walk = self._walks[row] = _Walk(hashlib.sha256(self._base + realm))
+        for index in range(len(walk.keys), blocks):
+            first = index * self.block
+            walk.said.update(array("q", row.tokens[first : first + self.block]).tobytes())
+            # As long for a plain block as for a changed one: no two histories read alike.
+            walk.said.update(row.within(first, self.block).digest.encode())
+            walk.keys.append(walk.said.hexdigest())
+        return walk.keys[:blocks]
 
     def _changes(self, patch: Patch) -> dict[str, int]:
         """What a forward over one block counted: it would have failed otherwise."""

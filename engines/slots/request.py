@@ -56,6 +56,7 @@ class Generation:
         logprobs: How many alternatives each token tells; 0 for its own log-probability only,
             None for nothing.
         seconds: How long the caller waits, queue included.
+        realm: Who may share what is known of prompts: rows of different realms share nothing.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Generation:
     seed: int = 0
     logprobs: int | None = None
     seconds: float = 600.0
+    realm: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

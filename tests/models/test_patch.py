@@ -194,6 +194,60 @@ def test_a_piece_across_the_prompts_end_has_tokens_of_both_kinds():
     assert columns(at("prompt").within(4, 4, 6)) == [(0, 1)]
 
 
+NAMED = ("all", "prompt", "generated", "last", "last_and_generated")
+
+
+def meant(positions, at, prompt):
+    """Word for word what the names say of one token."""
+    if isinstance(positions, tuple):
+        return at in positions
+    return {
+        "all": True,
+        "prompt": at < prompt,
+        "generated": at >= prompt,
+        "last": at == prompt - 1,
+        "last_and_generated": at >= prompt - 1,
+    }[positions]
+
+
+@given(
+    positions=st.one_of(
+        st.sampled_from(NAMED),
+        st.sets(st.integers(0, 30), min_size=1).map(lambda p: tuple(sorted(p))),
+    ),
+    start=st.integers(0, 32),
+    tokens=st.integers(1, 12),
+    prompt=st.integers(1, 24),
+)
+def test_the_tokens_of_a_piece_are_those_that_the_positions_name(positions, start, tokens, prompt):
+    patch = at(positions)
+    wanted = tuple(i for i in range(tokens) if meant(positions, start + i, prompt))
+    for _ in range(2):
+        found = columns(patch.within(start, tokens, prompt))
+        assert found == ([] if not wanted else ["all"] if len(wanted) == tokens else [wanted])
+
+
+def test_pieces_that_a_patch_changes_alike_are_one_object_and_so_are_all_behind_its_tuples():
+    patch = at(tuple(range(1, 200))) | at((3, 40))
+    assert patch.within(64, 16, 200) is patch.within(80, 16, 200) is patch.within(128, 16, 200)
+    assert patch.within(200, 1, 200) is patch.within(512, 1, 200)
+    assert not patch.within(200, 1, 200)
+    odd = Patch(
+        tuple(
+            Shift(site="lm.block.1", vector=torch.ones(3), positions=(1, 300 + i)) for i in range(3)
+        )
+    )
+    assert odd.within(400, 1, 200) is odd.within(401, 1, 200)
+    assert columns(odd.within(301, 1, 200)) == ["all"]
+
+
+def test_forms_that_are_kept_of_a_patch_are_few():
+    patch = at(tuple(range(0, 4000, 3)))
+    for start in range(0, 3000, 10):
+        patch.within(start, 16 + start % 90, 4000)
+    assert len(patch._forms) <= 64
+
+
 def test_behind_the_prompt_a_patch_is_one_object_however_far_it_goes():
     patch = at("last_and_generated") | at("prompt")
     assert patch.within(6, 1, 6) is patch.within(50, 1, 7)

@@ -1,12 +1,17 @@
 """Prompts that were read before: found again by content, and only by all of it."""
 
+import json
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
 from engines.slots.request import Finished
-from models.patch import LowRank, Patch, Shift
+from engines.slots.row import Row
+from models.family import FAMILIES
+from models.loading import load
+from models.patch import Clamp, LowRank, Patch, Shift
 from tests.engines.slots.conftest import TEXTS, generated, patch
 
 VECTOR = torch.linspace(-2, 2, 32)
@@ -101,6 +106,63 @@ def test_texts_of_one_prompt_read_it_once(desk, tiny_llama):
     assert cached[0] == 0 and cached[1] == cached[2] > 0
 
 
+def test_rows_of_two_realms_share_nothing(desk, tiny_llama):
+    engine = desk.engine(tiny_llama)
+    ours = desk.row(tiny_llama, LONG, realm="acme")
+    theirs, nobodys = replace(ours, realm="globex"), replace(ours, realm="")
+    found = asked(desk, engine, ours, theirs, nobodys, ours, theirs, nobodys)
+    cached = [of.cached_tokens for of in found]
+    assert cached[:3] == [0, 0, 0] and min(cached[3:]) > 0
+    assert {of.ids for of in found} == {generated(tiny_llama, ours)}
+
+
+def test_every_block_of_a_row_is_hashed_once(desk, tiny_llama, monkeypatch):
+    engine, asked_for = desk.engine(tiny_llama), []
+    within = Row.within
+
+    def noted(self, start, tokens=1):
+        if tokens == 16:
+            asked_for.append(start)
+        return within(self, start, tokens)
+
+    monkeypatch.setattr(Row, "within", noted)
+    prefixes = engine.scheduler.prefixes
+    row = engine._admitted(desk.row(tiny_llama, LONG, patch=shift((1, 2))), lambda _: None)[0]
+    prefixes.keys(row, 1)
+    keys = prefixes.keys(row, 2)
+    assert prefixes.keys(row, 2) == keys and asked_for == [0, 16]
+
+
+def test_a_long_prompt_that_is_changed_at_named_tokens_costs_no_twice_the_plain_one(desk, tmp_path):
+    folder = FAMILIES["llama"].tiny(tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    engine = desk.engine(hosted := load("long", folder), capacity=2000)
+    places = tuple(at for at in range(1800) if at % 50)
+    clamps = tuple(
+        Clamp(
+            site="lm.block.1",
+            encoder=0.01 * VECTOR,
+            encoder_bias=0.0,
+            decoder=0.01 * VECTOR,
+            value=number,
+            positions=places,
+        )
+        for number in (0.1, 0.2, 0.3)
+    )
+
+    def seconds(first, patch):
+        row = desk.row(hosted, (first, *(5 + i * 7 % 400 for i in range(1799))), patch=patch)
+        started = time.process_time()
+        (found,) = asked(desk, engine, row)
+        assert found.cached_tokens == 0
+        return time.process_time() - started
+
+    turns = [(seconds(5 + i, Patch()), seconds(15 + i, Patch(clamps))) for i in range(4)]
+    plain, steered = (min(of) for of in zip(*turns[1:], strict=True))
+    assert steered < 2 * plain
+
+
 def test_it_is_bounded_in_bytes(desk, tiny_llama):
     engine = desk.engine(tiny_llama, cache_bytes=20_000)
     asked(desk, engine, *(desk.row(tiny_llama, text) for text in (LONG, LONG[20:])))
@@ -116,7 +178,7 @@ def test_other_weights_dtypes_and_attention_have_other_keys(desk, tiny_llama, mo
 
     def keys():
         made = type(prefixes)(tiny_llama, tiny_llama.family, 1000)
-        seen.add(next(made.keys(row, 1)))
+        seen.add(made.keys(row, 1)[0])
 
     keys()
     monkeypatch.setattr(tiny_llama, "fingerprint", "other")
