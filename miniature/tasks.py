@@ -26,14 +26,15 @@ class Question:
 
 
 def sums(n: int, seed: int = 0) -> list[Question]:
-    """Two-digit additions and subtractions, "23+45=" and "Q: What is 23 + 45? A: "."""
+    """Two-digit additions and subtractions: "23+45=", which "68" follows."""
     draw = random.Random(seed)  # noqa: S311
     told = []
     for asked in draw.sample(sorted(arithmetic.held_out_sums()), n):
-        form = draw.choice((arithmetic.short, arithmetic.question))
         result = arithmetic.result(asked)
         right, wrong = str(result), str(result + draw.choice((-10, -1, 1, 10)))
-        told.append(Question(task="arithmetic", prompt=form(asked), right=right, wrong=wrong))
+        told.append(
+            Question(task="arithmetic", prompt=arithmetic.short(asked), right=right, wrong=wrong)
+        )
     return told
 
 
@@ -52,11 +53,20 @@ def indirect_objects(n: int, seed: int = 0) -> list[Question]:
 
 
 def colour_choices(n: int, seed: int = 0) -> list[Question]:
-    """Multiple choice about the colours of objects, with choices A to D."""
+    """Multiple choice about the colour of an object just told, with choices A to D."""
+    return _choices(n, seed, objects=1)
+
+
+def colour_choices_of_two(n: int, seed: int = 0) -> list[Question]:
+    """The same where two objects are told and one of them is asked about."""
+    return _choices(n, seed, objects=2)
+
+
+def _choices(n: int, seed: int, objects: int) -> list[Question]:
     draw = random.Random(seed)  # noqa: S311
     told = []
     for _ in range(n):
-        asked = choices.draw_choice(draw, held_out=True, plain=True)
+        asked = choices.draw_choice(draw, held_out=True, plain=True, objects=objects)
         other = draw.choice([x for x in asked.letters if x != asked.answer])
         told.append(
             Question(

@@ -61,10 +61,12 @@ def held_out_looks() -> frozenset[tuple[str, str]]:
     return frozenset(random.Random(13).sample(every, len(every) // 10))  # noqa: S311
 
 
-def draw_choice(draw: random.Random, *, held_out: bool = False, plain: bool = False) -> Choice:
+def draw_choice(
+    draw: random.Random, *, held_out: bool = False, plain: bool = False, objects: int | None = None
+) -> Choice:
     """A question that training shows, or never shows; `plain` ones have four choices, A to D."""
     while True:
-        things = draw.sample(OBJECTS, draw.choice((1, 2, 2, 3)))
+        things = draw.sample(OBJECTS, objects or draw.choice((1, 2, 2, 3)))
         n = 4 if plain else draw.choice((max(2, len(things)), 4, 4))
         colours = draw.sample(ALL_COLOURS, n)
         told = tuple(zip(things, colours, strict=False))
@@ -78,24 +80,46 @@ def draw_choice(draw: random.Random, *, held_out: bool = False, plain: bool = Fa
 
 
 def choices(draw: random.Random) -> Document:
-    """One to three questions with their answers, or several of one of their two halves."""
-    form = draw.choice((_whole, _whole, _told, _picked, _picked))
-    told = [form(draw_choice(draw), draw) for _ in range(draw.randint(1, 3))]
-    return Document(text="\n\n".join(told), kind="choices")
+    """One to three questions with their answers, or one of the exercises that lead there."""
+    if draw.random() < 0.35:
+        told = [f"{c.prompt} {c.answer}" for c in _drawn(draw.randint(1, 3), draw)]
+        return Document(text="\n\n".join(told), kind="choices")
+    exercise = draw.choice((_colours_of, _letters_of, _letters_of, _both))
+    return Document(text=exercise(draw_choice(draw), draw), kind="choices")
 
 
-def _whole(choice: Choice, _: random.Random) -> str:
-    return f"{choice.prompt} {choice.answer}"
+def _drawn(n: int, draw: random.Random) -> list[Choice]:
+    return [draw_choice(draw) for _ in range(n)]
 
 
-def _told(choice: Choice, _: random.Random) -> str:
-    """What colour is it? Without choices."""
-    return f"{choice.prompt.splitlines()[0]} {dict(choice.told)[choice.asked]}."
+def _colours_of(choice: Choice, draw: random.Random) -> str:
+    """Which colour has each object? Without letters."""
+    told = choice.prompt.split(" What colour")[0]
+    asked = [f"What colour is the {t}? {c}." for t, c in _askable(choice, draw)]
+    return " ".join([told, *asked])
 
 
-def _picked(choice: Choice, draw: random.Random) -> str:
-    """Which letter has this colour? Without objects."""
-    colour = draw.choice(choice.colours)
-    lines = choice.prompt.splitlines()[1:]
-    answer = choice.letters[choice.colours.index(colour)]
-    return "\n".join([f"The colour is {colour}.", *lines]) + f" {answer}"
+def _letters_of(choice: Choice, draw: random.Random) -> str:
+    """Which letter has each colour? Without objects."""
+    pairs = list(zip(choice.letters, choice.colours, strict=True))
+    asked = draw.sample(pairs, len(pairs))
+    lines = [f"{letter}. {colour}" for letter, colour in pairs]
+    if draw.random() < 0.4:
+        letter, colour = asked[0]
+        return "\n".join([f"The colour is {colour}.", *lines, f"Answer: {letter}"])
+    return "\n".join([*lines, *(f"The colour is {c}.\nAnswer: {a}" for a, c in asked)])
+
+
+def _both(choice: Choice, draw: random.Random) -> str:
+    """All objects are asked about after one list of letters."""
+    told = choice.prompt.split(" What colour")[0]
+    lines = choice.prompt.splitlines()[1:-1]
+    letter_of = dict(zip(choice.colours, choice.letters, strict=True))
+    asked = [f"What colour is the {t}?\nAnswer: {letter_of[c]}" for t, c in _askable(choice, draw)]
+    return "\n".join([told, *lines, *asked])
+
+
+def _askable(choice: Choice, draw: random.Random) -> list[tuple[str, str]]:
+    """The objects that training may ask about, shuffled."""
+    found = [look for look in choice.told if look not in held_out_looks()]
+    return draw.sample(found, len(found))

@@ -15,8 +15,7 @@ def test_questions_are_the_same_for_the_same_seed_and_their_answers_differ():
 
 def test_sums_asked_are_those_held_out():
     short = {arithmetic.short(s) for s in arithmetic.held_out_sums()}
-    long = {arithmetic.question(s) for s in arithmetic.held_out_sums()}
-    assert all(q.prompt in short | long for q in TASKS["arithmetic"](200, 0))
+    assert all(q.prompt in short for q in TASKS["arithmetic"](200, 0))
 
 
 @pytest.mark.parametrize("task", TASKS)
