@@ -233,8 +233,9 @@ class SlotEngine(LanguageEngine):
         hosted: A language model of a decoder family.
         slots: Rows that are written at once.
         budget: Tokens of prompts that are read between two steps.
-        patience: Steps of others that a row with a free slot lets by at most until its first token;
-            beyond them the budget does not hold it back. None: the budget is never exceeded.
+        patience: Steps of others that a row with a free slot lets by until its prompt is due: the
+            oldest such prompt, one between two steps, is read beyond the budget. None: the budget
+            is never exceeded.
         cache_bytes: For keys and values of prompts, keyed by content; 0 for none.
         block: Tokens of a piece of that cache.
         settings: As of `LanguageEngine`.

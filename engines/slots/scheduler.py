@@ -2,8 +2,11 @@
 
 Rows that write stand in slots 0, 1, ... in order, so that a step sees their keys and values without
 copying them; behind them stand those that still read. A hole is filled by the last row. Prompts are
-read between two steps, in pieces of a token budget; rows of one length side by side. A row lets at
-most `patience` steps of others by until its first token: then the budget no longer holds it back.
+read between two steps, in pieces of a token budget; rows of one length side by side. A row that has
+let `patience` steps of others by is due: beyond the budget the oldest such prompt, and no other, is
+read to its end between two steps. So a row that joins alone lets no more steps by until its first
+token, of several each waits one step more at most than the one before it, and nobody who writes
+waits for more than the budget and one prompt, however many are due.
 """
 
 import logging
@@ -38,7 +41,7 @@ class Scheduler:
         slots: Rows that are held at once.
         capacity: Tokens of each, prompt included.
         budget: Tokens of prompts that are read between two steps.
-        patience: Steps of others until a row's first token; None if the budget is never exceeded.
+        patience: Steps of others until a row is due; None if the budget is never exceeded.
         patch_bytes: Of all patches that are held at once.
     """
 
@@ -81,15 +84,14 @@ class Scheduler:
                 self._leave(row)
 
     def read(self, waiting: Waiting) -> None:
-        """Rows join and read their prompts, up to the budget; whoever is due reads on."""
+        """Rows join and read their prompts, up to the budget; beyond it one that is due."""
         spent = 0
-        while self.reading or self._joins(waiting, spent):
-            if not self.reading:
-                continue
-            due = self._is_due(self.reading)
-            if spent >= self.budget and not due:
-                return
-            spent += self._piece(self.budget if due else self.budget - spent)
+        while spent < self.budget and (self.reading or self._joins(waiting, due=False)):
+            if self.reading:
+                spent += self._piece(self.budget - spent)
+        if self.reading or self._joins(waiting, due=True):
+            while self.reading and self._is_due(self.reading):
+                self._piece(self.budget)
 
     def write(self, waiting: Waiting) -> None:
         """One token for every row that writes, in one forward."""
@@ -119,10 +121,15 @@ class Scheduler:
             return False
         return max(row.let_by for row in rows) + 1 >= self.patience
 
-    def _joins(self, waiting: Waiting, spent: int) -> bool:
-        """Rows of one length take slots side by side; False if nobody can join now."""
+    def _joins(self, waiting: Waiting, *, due: bool) -> bool:
+        """Rows of one length take slots side by side; False if nobody can join now.
+
+        Args:
+            waiting: Those who may.
+            due: Only if the first of them is due.
+        """
         come = self._affordable(waiting.first(self.free))
-        if not come or (spent >= self.budget and not self._is_due(come[:1])):
+        if not come or (due and not self._is_due(come[:1])):
             return False
         group = self._alike(come)
         self.reading += [row for row, _ in group]

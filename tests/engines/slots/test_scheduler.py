@@ -94,7 +94,9 @@ def test_a_prompt_is_read_in_pieces_between_the_steps_of_others(stage, desk, tin
 
 
 @pytest.mark.parametrize("newcomers", [1, 3])
-def test_a_first_token_waits_for_at_most_two_steps_and_prompts(stage, desk, tiny_llama, newcomers):
+def test_a_first_token_waits_for_at_most_two_steps_and_one_for_each_before_it(
+    stage, desk, tiny_llama, newcomers
+):
     on = stage(budget=8)
     on.ask(desk.row(tiny_llama, TEXTS[1], max_tokens=40))
     on.round()
@@ -104,8 +106,27 @@ def test_a_first_token_waits_for_at_most_two_steps_and_prompts(stage, desk, tiny
     while not all(any(isinstance(e, Token) for e in events) for _, events in come):
         on.round()
     # The last round also wrote with them.
-    assert on.scheduler.steps - 1 - before <= 2
+    assert on.scheduler.steps - 1 - before <= 2 + newcomers - 1
     assert max(shape[0] * shape[1] for shape, _, _ in on.diary) <= 8
+
+
+def test_however_many_are_due_no_more_than_the_budget_and_one_prompt_is_read_between_two_steps(
+    stage, desk, tiny_llama
+):
+    on = stage(budget=8, slots=6)
+    running, first = on.ask(desk.row(tiny_llama, TEXTS[1], max_tokens=40))
+    on.round()
+    come = [on.ask(desk.row(tiny_llama, LONG[5 * i :], max_tokens=2)) for i in range(5)]
+    longest, read, over = max(row.prompt for row, _ in come), [], []
+    while len(over) < len(come):
+        before = on.scheduler.read_tokens
+        on.round()
+        read.append(on.scheduler.read_tokens - before)
+        over += [row for row, _ in come if len(row.tokens) > row.prompt and row not in over]
+    assert longest > 2 * 8 and max(read) <= 8 + longest
+    assert over == [row for row, _ in come]
+    on.run()
+    assert ids_of(first) == generated(tiny_llama, running.request)
 
 
 def test_prompts_of_one_length_are_read_side_by_side(stage, desk, tiny_llama):
