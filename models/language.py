@@ -186,6 +186,11 @@ class Language(Family):
         stream = self.run_layers(hosted, self.embed(hosted, ids, positions), 0)
         return self.soft_cap(hosted, self.unembed(hosted, stream))
 
+    def read(self, hosted: HostedModel, ids: Int[Tensor, "rows tokens"]) -> None:
+        """Pass rows of one length through all layers, for what `captured` sees."""
+        positions = self._positions(hosted, (0,) * len(ids), ids.shape[1])
+        self.run_layers(hosted, self.embed(hosted, ids, positions), 0)
+
     def embed(
         self,
         hosted: HostedModel,

@@ -6,10 +6,11 @@ called on worker threads, which wait; never on the owner thread.
 """
 
 import hashlib
+import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from engines.store import Kept
 from models.hosted import HostedModel
@@ -19,6 +20,7 @@ from service.jobs import Outcome
 from service.lenses import Lens, LensFiles, chosen
 from service.owned import Turns, at_once, drained
 from service.owning import Background
+from service.patience import ENDLESS, Patience
 from service.registry import Registry
 from service.registry.records import FeatureScore, Measure
 from steerers.dictionary import Dictionary
@@ -26,17 +28,19 @@ from steerers.errors import UnknownDictionary, UnknownFeature
 from steerers.lens import LensTokens, lens, lens_of_all
 from steerers.output_score import Scorer, scores
 from steerers.score import REFERENCE, Neutral, Score, ScoreSettings
+from steerers.search import forms, words_of
 
 BATCH = 64
 """Features that are scored between two rounds of the rows."""
+
+_LABELS = 1000
+"""Labels of one dictionary that a concept is compared with."""
 
 _SCORERS = 16
 """Neutral prompts whose keys and values are kept."""
 
 _LENS_BYTES = 512 * 2**20
 """Lenses in memory; the others are read from disk."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,11 @@ class Dictionaries:
         return {feature: as_score(record) for feature, record in found.items()}
 
     def scores(
-        self, dictionary: Dictionary, features: Sequence[int], settings: ScoreSettings = REFERENCE
+        self,
+        dictionary: Dictionary,
+        features: Sequence[int],
+        settings: ScoreSettings = REFERENCE,
+        patience: Patience = ENDLESS,
     ) -> dict[int, Score]:
         """All the features' scores; missing ones are computed and kept.
 
@@ -118,16 +126,18 @@ class Dictionaries:
 
         Raises:
             UnknownFeature: The dictionary does not have it.
+            DeadlineExceeded, Left: The patience ended.
         """
         check(dictionary, features)
         found = self.stored(dictionary, features, settings)
         if len(found) == len(set(features)):
             return found
-        with self.turns.turn((dictionary.digest, settings.digest)):
+        with self.turns.turn((dictionary.digest, settings.digest), patience):
             found = self.stored(dictionary, features, settings)
             missing = sorted(set(features) - set(found))
             if missing:
-                fresh = self._owned(collected(self.scoring(dictionary, missing, settings)))
+                steps = self.scoring(dictionary, missing, settings)
+                fresh = drained(self.background, collected(steps), patience)
                 self.keep(dictionary, fresh, settings)
                 found |= {score.feature: score for score in fresh}
         return found
@@ -148,12 +158,17 @@ class Dictionaries:
         measure, told = self.measure(dictionary, settings), self.told(settings)
         self.registry.scores.put(measure, [as_record(score) for score in found], told)
 
-    def neutral(self, dictionary: Dictionary, settings: ScoreSettings = REFERENCE) -> Neutral:
+    def neutral(
+        self,
+        dictionary: Dictionary,
+        settings: ScoreSettings = REFERENCE,
+        patience: Patience = ENDLESS,
+    ) -> Neutral:
         """What the neutral prompt's last token says at the dictionary's site."""
         scorer = self._scorer(dictionary, settings)
         if "neutral" in vars(scorer):
             return scorer.neutral
-        return self._owned(at_once(lambda: scorer.neutral))
+        return drained(self.background, at_once(lambda: scorer.neutral), patience)
 
     def _scorer(self, dictionary: Dictionary, settings: ScoreSettings) -> Scorer:
         key = (dictionary.digest, settings.digest)
@@ -166,13 +181,22 @@ class Dictionaries:
                 del self._scorers[next(iter(self._scorers))]
         return found
 
+    # --- labels ----------------------------------------------------------------------------------
+
+    def labels(self, dictionary: Dictionary, tenant: str, concept: str) -> dict[int, str]:
+        """Labels that may mention the concept, by feature: the tenant's and public ones."""
+        texts = sorted({form for word in words_of(concept) for form in forms(word)})
+        page = self.registry.labels.search(tenant, dictionary.digest, texts, _LABELS)
+        return {label.feature: label.label for label in page.items}
+
     # --- lenses ----------------------------------------------------------------------------------
 
-    def lens(self, dictionary: Dictionary) -> Lens:
+    def lens(self, dictionary: Dictionary, patience: Patience = ENDLESS) -> Lens:
         """The lens of a whole dictionary with its index; computed once, then read from disk.
 
         Raises:
             LensUnderWay: It takes longer than a caller waits; it goes on.
+            DeadlineExceeded, Left: The patience ended before; it goes on as well.
         """
         key = self._lens_key(dictionary)
         if (kept := self._lens_at_hand(key)) is not None:
@@ -183,7 +207,9 @@ class Dictionaries:
                 outcome, work = Outcome(), lens_of_all(self.hosted, dictionary)
                 self.background(work, lambda _: None, outcome.done, outcome.failed)
                 self._pending[key] = outcome
-        if not outcome.over.wait(self.wait_seconds):
+        until = time.monotonic() + self.wait_seconds
+        patience.wait(lambda seconds: outcome.over.wait(seconds) or time.monotonic() > until)
+        if not outcome.over.is_set():
             raise LensUnderWay(dictionary.id)
         with self.turns.turn(key):
             self._pending.pop(key, None)
@@ -204,7 +230,9 @@ class Dictionaries:
         self._files.write(key, tokens)
         self._kept(key, tokens)
 
-    def lens_tokens(self, dictionary: Dictionary, features: Sequence[int]) -> LensTokens:
+    def lens_tokens(
+        self, dictionary: Dictionary, features: Sequence[int], patience: Patience = ENDLESS
+    ) -> LensTokens:
         """What the lens says of some features, whether or not the whole lens is there.
 
         Raises:
@@ -213,7 +241,8 @@ class Dictionaries:
         check(dictionary, features)
         if (whole := self._lens_at_hand(self._lens_key(dictionary))) is not None:
             return chosen(whole.tokens, list(features))
-        return self._owned(at_once(lambda: lens(self.hosted, dictionary, features)))
+        read = at_once(lambda: lens(self.hosted, dictionary, features))
+        return drained(self.background, read, patience)
 
     def _lens_at_hand(self, key: str) -> Lens | None:
         if (kept := self._lenses.get(key)) is not None:
@@ -229,9 +258,6 @@ class Dictionaries:
     def _lens_key(self, dictionary: Dictionary) -> str:
         parts = (self.hosted.fingerprint, str(self.hosted.dtype), dictionary.digest)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def _owned(self, work: Generator[object, None, T]) -> T:
-        return drained(self.background, work)
 
 
 def check(dictionary: Dictionary, features: Sequence[int]) -> None:

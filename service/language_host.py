@@ -7,6 +7,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from editors.adapter_report_language import measure_language_adapter
 from editors.delta import Delta
 from editors.joint import Composition
 from editors.moment import Corpus
+from engines.errors import ContextTooLong
+from engines.slots.admission import check
 from engines.slots.choosing import engine_for
 from engines.slots.request import LAST, Event, Generation
 from engines.store import DigestStore
@@ -33,17 +36,21 @@ from service.language_rows import Telling, lines_of
 from service.modality import DrawsNothing
 from service.orders import Prepared, TextEvent, TextOrder
 from service.owning import drained
+from service.patience import Desk, Patience
 from service.questions import Question
 from service.registry import Registry
 from service.settings import Model, Settings
 from service.steering import Steered, Steering, reports_of
 from service.studying import Study
 from service.texts import Texts
-from service.vectors import LEARN, learning
+from service.vectors import LEARN, NO_STREAM, learning
 from service.weights import corpus_of, dictionaries_of, weights_of
 from service.workbench import Adopted, Arrival
 from steerers.planned import Bounds
 from steerers.score import REFERENCE
+
+PLANNERS = 4
+"""Threads that plan steering, and as many that answer questions: they wait more than they work."""
 
 
 class LanguageHost(DrawsNothing):
@@ -94,6 +101,8 @@ class LanguageHost(DrawsNothing):
         bounds = Bounds(ratio=settings.limits.steering_ratio)
         self.steering = Steering(self.dictionaries, registry, model.store_bytes, bounds)
         self.study = Study(self.dictionaries, registry, self.steering)
+        self.desk = Desk(f"plan-{self.name}", PLANNERS, self.engine.max_waiting)
+        self.questions = Desk(f"study-{self.name}", PLANNERS, self.engine.max_waiting)
         tasks: dict[str, Task] = {**jobs.tasks, LEARN: learning(self.hosted, registry)}
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
         self.started = int(time.time())
@@ -129,7 +138,7 @@ class LanguageHost(DrawsNothing):
             "fingerprint": hosted.fingerprint,
             "dtype": str(hosted.dtype).removeprefix("torch."),
             "device": str(hosted.device),
-            "methods": {k: {"applies": v is None, "reason": v} for k, v in family.applies.items()},
+            "methods": {k: {"applies": v is None, "reason": v} for k, v in self._applies.items()},
             "streams": {tower: len(blocks) for tower, blocks in hosted.towers.items()},
             "sites": sorted(hosted.linears),
             "vocabulary": family.vocab_size(hosted),
@@ -140,14 +149,26 @@ class LanguageHost(DrawsNothing):
             "saes": [d.id for d in self.dictionaries.known.values()],
         }
 
+    @property
+    def _applies(self) -> Mapping[str, str | None]:
+        """As the family says; but no direction is added to a model without a stream."""
+        missing = {} if self.hosted.towers else {"control_vector": NO_STREAM}
+        return {**self.family.applies, **missing}
+
     async def write(self, order: TextOrder) -> AsyncIterator[TextEvent]:
         """Write the order's texts; closing the iterator frees their rows."""
+        patience = Patience(order.seconds)
         composed = await asyncio.to_thread(self.compositions.of, order.edits)
         prompts = await asyncio.to_thread(self._prompts, order)
         steered = [Steered()] * len(prompts)
         if order.steering:
-            steered = [await asyncio.to_thread(self.steering.plan, order, ids) for ids in prompts]
+            steered = await self.desk.run(
+                lambda its: [self.steering.plan(order, ids, its) for ids in prompts],
+                patience.remaining,
+            )
         patches = [composed.patch | plan.patch for plan in steered]
+        patience.check()  # what planning took is not there for writing
+        order = replace(order, seconds=patience.remaining or 0.0)
         lines = lines_of(order, prompts, patches, self.engine.capacity)
         telling = Telling(order, lines)
         requests = [line.request for line in lines]
@@ -159,13 +180,26 @@ class LanguageHost(DrawsNothing):
                     yield happened
 
     def _prompts(self, order: TextOrder) -> list[list[int]]:
-        """What the rows read, as token ids."""
+        """What the rows read, as token ids that the engine takes: looked at before anything runs.
+
+        Raises:
+            BadGeneration, ContextTooLong: The engine does not take them.
+        """
         if order.messages is not None:
-            return [self.family.chat(self.hosted, order.messages)]
-        return [
-            self.family.tokenize(self.hosted, prompt) if isinstance(prompt, str) else list(prompt)
-            for prompt in order.prompts
-        ]
+            prompts = [self.family.chat(self.hosted, order.messages)]
+        else:
+            prompts = [
+                self.family.tokenize(self.hosted, p) if isinstance(p, str) else list(p)
+                for p in order.prompts
+            ]
+        capacity, plain = self.engine.capacity, replace(order, compare=False)
+        try:
+            for line in lines_of(plain, prompts, [Patch()] * len(prompts), capacity):
+                check(line.request, vocab=self.family.vocab_size(self.hosted), capacity=capacity)
+        except ContextTooLong as refusal:
+            refusal.param = "prompt" if order.messages is None else "messages"
+            raise
+        return prompts
 
     def _prepared(
         self,
@@ -184,7 +218,8 @@ class LanguageHost(DrawsNothing):
             vif=composed.vif,
             strain=composed.strain,
             warnings=(*composed.warnings, *dict.fromkeys(w for p in plans for w in p.warnings)),
-            steering=reports_of(plans),
+            steering=reports_of([plan.reports for plan in plans]),
+            whole=reports_of([plan.whole for plan in plans]),
             prompts=tuple(self.family.detokenize(self.hosted, ids) for ids in prompts),
             prompt_tokens=tuple(len(ids) for ids in prompts),
             engine={
@@ -220,7 +255,7 @@ class LanguageHost(DrawsNothing):
 
     async def answer(self, question: Question) -> Any:
         """What is asked about its dictionaries and vectors."""
-        return await asyncio.to_thread(self.study.answer, question)
+        return await self.questions.run(lambda _: self.study.answer(question))
 
     def _own_texts(self) -> Sequence[str]:
         return Corpus.read(corpus_of(self.model)).texts
@@ -242,5 +277,7 @@ class LanguageHost(DrawsNothing):
     def close(self, seconds: float) -> None:
         """Finish the rows, give the job back, stop the owner thread."""
         self.runner.stop()
+        self.desk.close()
+        self.questions.close()
         self.engine.drain(seconds)
         self.engine.stop()

@@ -1,5 +1,6 @@
 """An order as an engine's requests, and the engine's events as the order's caller hears them."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from engines.slots.request import (
 from models.patch import Patch
 from models.site import Site
 from service.orders import Ended, Likely, TextEvent, TextOrder, TokenTold, Wrote
+from service.problems import problem_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,26 +68,33 @@ def _tokens(order: TextOrder, prompt: int, capacity: int) -> int | None:
 
 
 class Telling:
-    """The engine's events as the order's caller hears them, bundle by bundle."""
+    """The engine's events as the order's caller hears them, bundle by bundle.
+
+    A choice that breaks ends with the reason `error`, and the others go on; if every choice that is
+    not a plain twin breaks, so does the answer.
+    """
 
     def __init__(self, order: TextOrder, lines: Sequence[Line]) -> None:
         self.order, self.lines = order, lines
         self._said: dict[tuple[int, int], list[Token]] = {}
+        self._written = Counter[tuple[int, int]]()
+        self._hopeful = order.n * sum(not line.plain for line in lines)
 
     def of(self, bundle: Iterable[tuple[int, Event]]) -> Iterator[TextEvent]:
         """What one bundle says; of each choice its words stand together.
 
         Raises:
-            Refusal: Of a choice that failed: an answer is whole, or there is none.
+            Refusal: Of the last choice, if all have failed.
         """
         for number, event in bundle:
             match event:
                 case Token():
                     self._said.setdefault((number, event.choice), []).append(event)
+                    self._written[number, event.choice] += 1
                 case Finished():
                     yield self._ended(number, event)
-                case Failed(why=why):
-                    raise why
+                case Failed():
+                    yield self._broken(number, event)
                 case Cancelled():
                     raise Draining  # nobody else cancels our rows
                 case Queued():
@@ -116,6 +125,23 @@ class Telling:
             cached_tokens=event.cached_tokens,
             completion_tokens=event.completion_tokens,
             facts=_facts(event),
+        )
+
+    def _broken(self, number: int, event: Failed) -> Ended:
+        tokens, line = self._said.pop((number, event.choice), []), self.lines[number]
+        self._hopeful -= not line.plain
+        if not self._hopeful:
+            raise event.why
+        return Ended(
+            index=self._index(number, event.choice),
+            plain=line.plain,
+            text="".join(token.text for token in tokens),
+            tokens=_scored(tokens),
+            finish="error",
+            prompt_tokens=len(line.request.ids),
+            cached_tokens=0,
+            completion_tokens=self._written[number, event.choice],
+            facts={"seed": self.order.seed, "error": problem_of(event.why)},
         )
 
     def _index(self, number: int, choice: int) -> int:

@@ -3,7 +3,7 @@
 Each refusal names the key.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from service.errors import BadRequest, BadSteering, NotOffered
 from service.limits import check_edits, within
@@ -74,10 +74,11 @@ def check_steering(entries: Sequence[SteeringSettings], limits: Limits) -> None:
     for i, entry in enumerate(entries):
         where = "steering" if len(entries) == 1 else f"steering[{i}]"
         _fits_together(entry, where)
+        _has_meaning(entry, where)
         within({f"{where}.strength": (abs(entry.strength or 0.0), limits.steering_strength)})
         for kind, uses in (("features", entry.features), ("vectors", entry.vectors)):
             for j, use in enumerate(uses):
-                asked = (abs(use.strength), limits.steering_strength)
+                asked = (abs(use.strength or 0.0), limits.steering_strength)
                 within({f"{where}.{kind}[{j}].strength": asked})
         count += len(entry.features) + len(entry.vectors) + (entry.concept is not None)
     within({"steering": (max(count, len(entries)), limits.steering)})
@@ -174,15 +175,75 @@ def _fits_together(entry: SteeringSettings, where: str) -> None:
             remedy="Send a list of two entries: they add up.",
             param=f"{where}.concept",
         )
-    if (entry.concept is None) != (entry.strength is None):
-        raise BadSteering(
-            "`strength` belongs to `concept`, and the other way round.",
-            remedy="Give the concept a strength; features and vectors have their own.",
-            param=f"{where}.strength",
-        )
+    _check_strengths(entry, where)
     if entry.a_max == "live":
         raise BadSteering(
             "The largest code cannot be taken anew at every token yet.",
             remedy="Use `neutral` (as scores are measured) or `prompt`.",
             param=f"{where}.a_max",
         )
+
+
+def _check_strengths(entry: SteeringSettings, where: str) -> None:
+    """BadSteering unless everything that needs a strength has one, and nothing else."""
+    if entry.mode == "ablate":
+        given = [
+            f"features[{i}].strength"
+            for i, use in enumerate(entry.features)
+            if use.strength is not None
+        ]
+        if given or entry.strength is not None:
+            raise BadSteering(
+                "`ablate` takes a feature away: there is no strength.",
+                remedy="Leave the strength out, or use mode multiply.",
+                param=f"{where}.{given[0] if given else 'strength'}",
+            )
+        return
+    if (entry.concept is None) != (entry.strength is None):
+        raise BadSteering(
+            "`strength` belongs to `concept`, and the other way round.",
+            remedy="Give the concept a strength; features and vectors have their own.",
+            param=f"{where}.strength",
+        )
+    for i, use in enumerate(entry.features):
+        if use.strength is None:
+            raise BadSteering(
+                f"Feature {use.feature} has no strength.",
+                remedy=f"Give it one; only mode ablate needs none, this is {entry.mode}.",
+                param=f"{where}.features[{i}].strength",
+            )
+
+
+_GOES_WITH: Mapping[str, str] = {
+    "sae": "a concept",
+    "count": "a concept",
+    "mode": "features or a concept",
+    "a_max": "features or a concept",
+    "min_output_score": "features or a concept",
+    "on_low_score": "features or a concept",
+    "clamp_in": "features or a concept in mode clamp or min_clamp",
+    "unit": "vectors",
+    "sites": "vectors",
+}
+"""Keys that would change nothing without another one."""
+
+
+def _has_meaning(entry: SteeringSettings, where: str) -> None:
+    """BadSteering for a key that would change nothing beside the others."""
+    if isinstance(entry, SteeringBody) and entry.preset is not None:
+        return
+    featured = bool(entry.features) or entry.concept is not None
+    there = {
+        "a concept": entry.concept is not None,
+        "features or a concept": featured,
+        "features or a concept in mode clamp or min_clamp": featured
+        and entry.mode in ("clamp", "min_clamp"),
+        "vectors": bool(entry.vectors),
+    }
+    for key, other in _GOES_WITH.items():
+        if key in entry.model_fields_set and not there[other]:
+            raise BadSteering(
+                f"`{key}` would change nothing here: it goes with {other}.",
+                remedy="Leave it out, or send a list of two entries: they add up.",
+                param=f"{where}.{key}",
+            )

@@ -103,6 +103,7 @@ def applied(wanted: Wanted, prepared: Prepared, card: Mapping[str, Any], order: 
         "engine": dict(prepared.engine),
         "edits": [e.as_dict() for e in wanted.edits],
         "steering": [dict(report) for report in prepared.steering],
+        "steering_sum": [dict(site) for site in prepared.whole],
         "patch": prepared.patch,
         "exact": prepared.exact,
         "vif": prepared.vif,
@@ -167,6 +168,7 @@ class Answer:
         """The `tiller` object, now that all is written."""
         told = {**self.tiller, "choices": [{"index": e.index, **e.facts} for e in own]}
         if self.order.compare:
+            told["plain_choices"] = [{"index": e.index, **e.facts} for e in twins]
             told["plain"] = [self.shape.choice(e, self.head(e.index)) for e in twins]
             told["plain_usage"] = self.usage(twins)
         return told

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 StrengthMode = Literal["amp", "max", "raw", "unit", "clamp", "min_clamp", "multiply", "ablate"]
 Steered = Literal["last_and_generated", "all", "prompt", "generated"]
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class FeatureOrder:
 
     sae: str
     feature: int
-    strength: float
+    strength: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,9 @@ class SteeringOrder:
     count: int = 1
     mode: StrengthMode = "amp"
     a_max: Literal["neutral", "prompt", "live"] = "neutral"
+    clamp_in: Literal["activation", "a_max", "max"] = "activation"
+    unit: Literal["raw", "unit", "stream"] = "raw"
+    sites: tuple[str, ...] = ()
     positions: Steered = "last_and_generated"
     skip_special: bool = False
     min_output_score: float | None = None
@@ -130,6 +133,7 @@ class Prepared:
         patch: The digest of edits and steering together.
         exact, vif, strain: Of the edits, as for pictures.
         steering: A report per entry of the order: features with scores, vectors, norms, digests.
+        whole: Per site what all entries together come to.
         prompts: What was read, as text, per prompt.
         prompt_tokens: How many tokens that was.
         engine: Which engine, and its bounds.
@@ -141,6 +145,7 @@ class Prepared:
     strain: float
     warnings: tuple[str, ...]
     steering: tuple[Mapping[str, Any], ...]
+    whole: tuple[Mapping[str, Any], ...]
     prompts: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
     engine: Mapping[str, Any]
@@ -177,7 +182,8 @@ class Ended:
 
     Attributes:
         text, tokens: What no `Wrote` has told.
-        finish: `stop` at an end-of-sequence token or a stop string, `length` at a bound.
+        finish: `stop` at an end-of-sequence token or a stop string, `length` at a bound, `error`
+            where this choice broke and others did not: `facts` say how.
         prompt_tokens, cached_tokens, completion_tokens: Read; of these from the prefix cache;
             written.
         facts: Seed, tokens steered per site, batch, seconds: for the answer's `tiller` object.

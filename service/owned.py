@@ -7,29 +7,29 @@ from typing import Any, TypeVar
 
 from service.jobs import Outcome
 from service.owning import Background
+from service.patience import ENDLESS, Patience
 
 T = TypeVar("T")
 
 
 def drained(
-    background: Background, work: Generator[Any, None, T], seconds: float | None = None
+    background: Background, work: Generator[Any, None, T], patience: Patience = ENDLESS
 ) -> T:
     """What the generator returns; never to be called on the owner thread itself.
 
     Args:
         background: Who drains it.
         work: Is closed if nobody waits any more.
-        seconds: How long to wait; None as long as it takes.
+        patience: Of who waits for it.
 
     Raises:
-        TimeoutError: It took longer.
+        DeadlineExceeded, Left: The patience ended; so does the work.
         Exception: What the work raised.
     """
     outcome = Outcome()
     ticket = background(work, lambda _: None, outcome.done, outcome.failed)
     try:
-        if not outcome.over.wait(seconds):
-            raise TimeoutError
+        patience.wait(outcome.over.wait)
     finally:
         ticket.cancel()
     if outcome.error is not None:
@@ -51,14 +51,21 @@ class Turns:
         self._held: dict[Any, tuple[threading.Lock, int]] = {}
 
     @contextmanager
-    def turn(self, key: Any) -> Iterator[None]:
-        """Wait until nobody else has the key, and have it for the length of the block."""
+    def turn(self, key: Any, patience: Patience = ENDLESS) -> Iterator[None]:
+        """Wait until nobody else has the key, and have it for the length of the block.
+
+        Raises:
+            DeadlineExceeded, Left: The patience ended before.
+        """
         with self._lock:
             lock, users = self._held.get(key, (threading.Lock(), 0))
             self._held[key] = (lock, users + 1)
         try:
-            with lock:
+            patience.wait(lambda seconds: lock.acquire(timeout=seconds))
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             with self._lock:
                 _, users = self._held[key]

@@ -166,7 +166,8 @@ class Resolver:
                 for v in body.vectors
             ),
             preset=preset,
-            **body.model_dump(exclude={"features", "vectors", "preset"}),
+            sites=tuple(body.sites),
+            **body.model_dump(exclude={"features", "vectors", "preset", "sites"}),
         )
 
 

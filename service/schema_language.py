@@ -35,7 +35,8 @@ class FeatureUse(Body):
 
     sae: Label
     feature: Annotated[int, Field(ge=0)]
-    strength: float
+    strength: float | None = None
+    """In the mode's unit; needed by every mode but `ablate`, which takes none."""
 
 
 class VectorUse(Body):
@@ -43,6 +44,12 @@ class VectorUse(Body):
 
     name: Label
     strength: float = 1.0
+
+
+def _worded(concept: str) -> str:
+    if not concept.strip():
+        raise ValueError("a concept has a word")
+    return plain(concept)
 
 
 class SteeringSettings(Body):
@@ -53,9 +60,7 @@ class SteeringSettings(Body):
 
     features: Annotated[list[FeatureUse], Field(max_length=1000)] = NONE
     vectors: Annotated[list[VectorUse], Field(max_length=1000)] = NONE
-    concept: Annotated[str, AfterValidator(plain), Field(min_length=1, max_length=200)] | None = (
-        None
-    )
+    concept: Annotated[str, AfterValidator(_worded), Field(max_length=200)] | None = None
     """A word or two; the features that write it are searched and filtered by output score."""
     strength: float | None = None
     """Of the concept's features."""
@@ -67,6 +72,13 @@ class SteeringSettings(Body):
     """What a strength means; `amp`: times the largest code of the neutral prompt."""
     a_max: Literal["neutral", "prompt", "live"] = "neutral"
     """Whose largest code `amp` multiplies; `live` is refused."""
+    clamp_in: Literal["activation", "a_max", "max"] = "activation"
+    """What a strength of `clamp` and `min_clamp` is: an activation, or a multiple of that largest
+    code or of the feature's largest activation."""
+    unit: Literal["raw", "unit", "stream"] = "raw"
+    """What a vector's strength multiplies: it as it is, at length 1, or at the stream's norm."""
+    sites: Annotated[list[Label], Field(max_length=1000)] = NONE
+    """Where vectors are added; everywhere they are of when left out."""
     positions: Literal["last_and_generated", "all", "prompt", "generated"] = "last_and_generated"
     skip_special: bool = False
     """Leave the prompt's special tokens alone."""

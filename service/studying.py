@@ -27,14 +27,11 @@ from service.vectors import adopted, sites_of
 from steerers.dictionary import Dictionary
 from steerers.lens import language_of
 from steerers.score import REFERENCE, STRONG, USABLE
-from steerers.search import forms, search, words_of
+from steerers.search import search
 from steerers.snippets import spelled
 
 CANDIDATES = 200
 """Features that one search may score."""
-
-_LABELS = 1000
-"""Features whose labels a concept is compared with."""
 
 _BRIEF = 10
 """Lens tokens of a feature in a list."""
@@ -127,7 +124,8 @@ class Study:
 
     def settle(self, asked: SettleSteering) -> dict[str, Any]:
         """What steering means now; planned as for a request that reads the neutral prompt."""
-        ids = language_of(self.hosted).tokenize(self.hosted, REFERENCE.prompt)
+        language = language_of(self.hosted, "control_vector")
+        ids = language.tokenize(self.hosted, REFERENCE.prompt)
         order = TextOrder(id="preset", tenant=asked.tenant, steering=(asked.steering,))
         reports = [dict(report) for report in self.planner.plan(order, ids).reports]
         chosen = [use for report in reports for use in report.get("features", ())]
@@ -135,7 +133,8 @@ class Study:
         # The steerer tells the named ones first, in their order, then a concept's.
         strengths = [*named, *[asked.steering.strength] * (len(chosen) - len(named))]
         features = [
-            {"sae": f"sha256:{use['sae_digest']}", "feature": use["feature"], "strength": strength}
+            {"sae": f"sha256:{use['sae_digest']}", "feature": use["feature"]}
+            | ({} if strength is None else {"strength": strength})
             for use, strength in zip(chosen, strengths, strict=True)
         ]
         return {"features": features, "report": reports}
@@ -191,7 +190,7 @@ class Study:
             concept,
             self.dictionaries.lens(dictionary).index,
             lambda features: self.dictionaries.scores(dictionary, features, asked.settings),
-            labels=self._labels(dictionary, asked.tenant, concept),
+            labels=self.dictionaries.labels(dictionary, asked.tenant, concept),
             minimum=least,
         )
         told = found.as_dict()
@@ -202,11 +201,6 @@ class Study:
         end = start + asked.limit
         cursor = str(end) if end < len(features) else None
         return self._page(dictionary, asked, features[start:end], cursor, told)
-
-    def _labels(self, dictionary: Dictionary, tenant: str, concept: str) -> dict[int, str]:
-        texts = sorted({form for word in words_of(concept) for form in forms(word)})
-        page = self.registry.labels.search(tenant, dictionary.digest, texts, _LABELS)
-        return {one.feature: one.label for one in page.items}
 
     def _with_token(self, dictionary: Dictionary, text: str) -> tuple[list[int], dict[str, Any]]:
         """Features that promote the text as a token, with or without a space before it."""

@@ -6,7 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.errors import UnknownSite, WrongBase
+import torch
+
+from models.errors import MethodNotApplicable, UnknownSite, WrongBase
 from models.hosted import HostedModel
 from models.progress import Progress
 from models.site import Site
@@ -23,10 +25,11 @@ from steerers.control_vectors import Vectors, read_vectors
 from steerers.errors import BadVector
 from steerers.lens import language_of
 from steerers.mean_difference import MeanDifference, mean_difference
-from steerers.prompted import prompted
 from steerers.score import REFERENCE
+from steerers.streams import streams
 
 LEARN = "vector"
+NO_STREAM = "its layers do not follow its embeddings in one stack, so there is no stream."
 
 
 def learning(hosted: HostedModel, registry: Registry) -> Task:
@@ -55,7 +58,11 @@ def sites_of(hosted: HostedModel, payload: Mapping[str, Any]) -> list[str]:
     Raises:
         BadSite, UnknownSite: There is no such stream.
         BadVector: A linear layer, which no direction is added to.
+        MethodNotApplicable: The model has no stream.
     """
+    language_of(hosted, "control_vector")
+    if not hosted.towers:
+        raise MethodNotApplicable("control_vector", hosted.family.title, NO_STREAM)
     (tower, blocks), *_ = hosted.towers.items()
     sites = payload["sites"] or [f"{tower}.block.{(len(blocks) - 1) // 2}"]
     for site in sites:
@@ -146,7 +153,7 @@ def adopted(hosted: HostedModel, background: Background, arrival: AdoptVector) -
         width = _check(hosted, site)
         if len(vector) != width:
             raise BadVector(f"The vector of {site} has {len(vector)} numbers, not {width}.")
-    norms = drained(background, at_once(lambda: _stream_norms(hosted, list(vectors.vectors))))
+    norms = drained(background, at_once(lambda: neutral_norms(hosted, list(vectors.vectors))))
     return AdoptedVector(
         data=vectors.data, header=dict(vectors.header), report=_report(vectors, norms)
     )
@@ -179,8 +186,8 @@ def _foreign(hosted: HostedModel, arrival: AdoptVector) -> Vectors:
     return Vectors(header, found)
 
 
-def _stream_norms(hosted: HostedModel, sites: Sequence[str]) -> dict[str, float]:
+def neutral_norms(hosted: HostedModel, sites: Sequence[str]) -> dict[str, float]:
     """Of the last token of the neutral prompt, on the owner thread."""
-    ids = language_of(hosted).tokenize(hosted, REFERENCE.prompt)
-    read = prompted(hosted, ids, sites)
-    return {site: float(read.last(site).float().norm()) for site in sites}
+    ids = language_of(hosted, "control_vector").tokenize(hosted, REFERENCE.prompt)
+    read = streams(hosted, torch.tensor([ids]), sites)
+    return {site: float(read[site][0, -1].float().norm()) for site in sites}

@@ -176,6 +176,17 @@ class TooStrong(Refusal):
         self.ratio, self.bound = ratio, bound
 
 
+class ClampedTwice(Refusal):
+    """One feature is to have two activations at one token."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__(
+            f"A feature at {site} is held twice at one token, in different ways.",
+            remedy="Name each feature once in modes clamp, min_clamp, multiply and ablate.",
+            param="features",
+        )
+
+
 class BadStrength(Refusal):
     """A strength that is missing, not finite, or that the mode does not take."""
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -35,10 +35,17 @@ DEFAULT = Bounds()
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Planned:
-    """A patch for one row, and what the answer says about it, as JSON values."""
+    """A patch for one row, and what the answer says about it, as JSON values.
+
+    Attributes:
+        stream_norms: Of every site that is changed, what the change is weighed against.
+        reaches: How far a clamp can move a token, by the clamp's digest.
+    """
 
     patch: Patch
     report: Mapping[str, Any]
+    stream_norms: Mapping[str, float]
+    reaches: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ def read(
         tokens: Where longer texts are cut.
         at_most: Tokens in one forward, filling included.
     """
-    family = language_of(hosted)
+    family = language_of(hosted, "control_vector")
     tokens = min(tokens, family.context_length(hosted))
     rows = [family.tokenize(hosted, text)[:tokens] for text in texts]
     marks = torch.tensor(sorted(family.special_ids(hosted)), dtype=torch.long)
@@ -49,19 +49,16 @@ def read(
         ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in some])
         lengths = torch.tensor([len(rows[i]) for i in some])
         meant = (torch.arange(longest) < lengths[:, None]) & ~torch.isin(ids, marks)
-        yield Texts(index=some, ids=ids, meant=meant, streams=_streams(hosted, ids, sites))
+        yield Texts(index=some, ids=ids, meant=meant, streams=streams(hosted, ids, sites))
 
 
 @torch.inference_mode()
-def _streams(
+def streams(
     hosted: HostedModel, ids: Int[Tensor, "rows tokens"], sites: Sequence[str]
-) -> dict[str, Tensor]:
-    """One forward without the head, through all layers."""
-    family = language_of(hosted)
-    there = ids.to(hosted.device)
-    positions = torch.arange(ids.shape[1], device=hosted.device).expand(len(ids), -1)
+) -> dict[str, Float[Tensor, "rows tokens d"]]:
+    """What passes the sites in one forward of rows of one length."""
     with hosted.captured(*sites) as seen:
-        family.run_layers(hosted, family.embed(hosted, there, positions), 0)
+        language_of(hosted, "control_vector").read(hosted, ids.to(hosted.device))
     return {site: seen[site][0] for site in sites}
 
 

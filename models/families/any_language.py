@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -99,6 +100,10 @@ class AnyLanguage(Language):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
+
+    def read(self, hosted: HostedModel, ids: Int[Tensor, "rows tokens"]) -> None:
+        """The library's own forward; shorter rows are filled up behind their end."""
+        hosted.modules[TOWER](input_ids=ids, use_cache=False)
 
     def stream_width(self, hosted: HostedModel, tower: str) -> int:  # noqa: ARG002 - there is one
         """The hidden size."""

@@ -83,7 +83,11 @@ class ControlVector(Method):
             warnings += warned
         patch = Patch(tuple(operations))
         hosted.check(patch)
-        return Planned(patch=patch, report=self._report(direction, sites, warnings, patch))
+        return Planned(
+            patch=patch,
+            report=self._report(direction, sites, warnings, patch),
+            stream_norms={told["site"]: told["stream_norm"] for told in sites},
+        )
 
     def _scaled(self, direction: Direction, site: str) -> Float[Tensor, " d"]:
         known = direction.vectors.vectors

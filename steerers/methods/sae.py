@@ -140,7 +140,7 @@ class _Plan:
     chosen: list[dict[str, Any]] = field(default_factory=list)
     searched: list[dict[str, Any]] = field(default_factory=list)
     vectors: dict[str, Tensor] = field(default_factory=dict)
-    clamps: dict[str, list[tuple[Feature, float]]] = field(
+    clamps: dict[str, list[tuple[Feature, float, float]]] = field(
         default_factory=lambda: defaultdict(list)
     )
     norms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -174,7 +174,10 @@ class _Plan:
         """The best features for it, over all SAEs that are meant."""
         names = list(self.shelves) if self.settings.sae is None else [self.settings.sae]
         found = {name: self._search(self.shelf(name), concept) for name in names}
-        self.searched += [{"sae": name, **told.as_dict()} for name, told in found.items()]
+        self.searched += [
+            {"sae": self.shelves[name].dictionary.id, **told.as_dict()}
+            for name, told in found.items()
+        ]
         usable = [(n, c, s) for n, told in found.items() for c, s in told.kept]
         if not usable and self.settings.on_low_score != "reject":
             usable = [(n, c, s) for n, told in found.items() for c, s in told.dropped]
@@ -207,8 +210,8 @@ class _Plan:
             norm = float(vector.norm())
         else:
             value = self._value(feature, strength, shelf, neutral)
-            self.clamps[site].append((feature, value))
             norm = self._reach(feature, value, neutral)
+            self.clamps[site].append((feature, value, norm))
             self.norms[site] += norm
         self.chosen.append(_told(one, dictionary, score, neutral, norm, concept))
 
@@ -271,17 +274,16 @@ class _Plan:
         """One vector per site, the clamps beside it, and the report."""
         if not self.chosen:
             raise NothingToSteer("No feature and no concept is named.")
-        settings, operations, sites = self.settings, [], []
+        settings, operations, sites, reaches = self.settings, [], [], dict[str, float]()
         where = spans(settings.positions, self.request, skip_special=settings.skip_special)
         for site in sorted({*self.vectors, *self.clamps}):
             sites.append(self._weighed(site))
             if site in self.vectors:
                 operations += shifts(site, checked(site, self.vectors[site]), where)
-            operations += [
-                _clamp(site, settings.mode, *clamp, span)
-                for clamp in self.clamps.get(site, ())
-                for span in where
-            ]
+            for feature, value, reach in self.clamps.get(site, ()):
+                held = [_clamp(site, settings.mode, feature, value, span) for span in where]
+                operations += held
+                reaches.update((clamp.digest, reach) for clamp in held)
         patch = Patch(tuple(operations))
         self.hosted.check(patch)
         report = {
@@ -298,7 +300,8 @@ class _Plan:
             "warnings": self.warnings,
             "patch": patch.digest,
         }
-        return Planned(patch=patch, report=report)
+        stream_norms = {told["site"]: told["stream_norm"] for told in sites}
+        return Planned(patch=patch, report=report, stream_norms=stream_norms, reaches=reaches)
 
     def _weighed(self, site: str) -> dict[str, Any]:
         here = [
@@ -347,7 +350,7 @@ def _told(
     concept: str | None,
 ) -> dict[str, Any]:
     return {
-        "sae": one.sae,
+        "sae": dictionary.id,
         "sae_digest": dictionary.digest,
         "site": dictionary.site,
         "feature": one.feature,

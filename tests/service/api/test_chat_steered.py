@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from engines.errors import LogitsNotANumber
+from engines.slots.row import Row
+
 MODEL, SAE = "tiny-lm", "toy"
 SAID = [{"role": "user", "content": "the king of the sea"}]
 PATH = "/v1/chat/completions"
@@ -101,7 +104,8 @@ def test_comparing_nothing_is_refused(speaking):
 
 @pytest.mark.parametrize("mode", ["amp", "raw", "unit", "clamp", "min_clamp", "multiply", "ablate"])
 def test_every_mode_moves_the_rows_it_should(speaking, mode):
-    told = answered(speaking, steering=feature(strength=2.5, mode=mode))["tiller"]
+    strength = None if mode == "ablate" else 2.5
+    told = answered(speaking, steering=feature(strength=strength, mode=mode))["tiller"]
     assert told["steering"][0]["mode"] == mode
     assert told["choices"][0]["tokens_steered"] > 0
 
@@ -158,6 +162,13 @@ def test_a_prompt_of_its_own_gives_another_a_max(speaking):
         ({"vectors": [{"name": "nobody"}]}, 404, "unknown_edit"),
         ({"concept": "zyzzyva", "strength": 1}, 422, "concept_not_covered"),
         ([feature()] * 17, 422, "too_much"),
+        ([feature(), feature(strength=-3.0)], 422, "nothing_to_steer"),
+        (
+            [feature(mode="clamp", strength=1), feature(mode="clamp", strength=2)],
+            422,
+            "clamped_twice",
+        ),
+        ([feature(mode="ablate", strength=None), feature(mode="multiply")], 422, "clamped_twice"),
     ],
 )
 def test_steering_that_cannot_be_is_refused(speaking, steering, status, code):
@@ -171,3 +182,111 @@ def test_a_concept_finds_its_features_and_says_which(speaking):
     [search] = report["concepts"]
     assert search["concept"] == "king"
     assert search["candidates"] >= 2
+
+
+def test_the_bound_holds_for_the_sum_of_all_entries(speaking):
+    once = answered(speaking, steering=feature())["tiller"]["steering_sum"][0]["ratio"]
+    strength = 3.0 * 6 / once  # six times the stream's norm, ten are allowed
+    alone = answered(speaking, steering=feature(strength=strength))["tiller"]
+    assert alone["steering_sum"][0]["ratio"] == pytest.approx(6, rel=1e-3)
+    assert len(alone["warnings"]) == 1
+    told = refused(speaking, 422, steering=[feature(strength=strength)] * 2)
+    assert told["code"] == "too_strong"
+    # What does not meet at any token does not add up.
+    apart = [feature(strength=strength, positions=p) for p in ("prompt", "generated")]
+    (site,) = answered(speaking, steering=apart)["tiller"]["steering_sum"]
+    assert site["ratio"] == pytest.approx(6, rel=1e-3)
+
+
+def test_parts_and_the_whole_are_told(speaking):
+    told = answered(speaking, steering=[feature(), feature(strength=-1.0)])["tiller"]
+    parts = [report["sites"][0]["vector_norm"] for report in told["steering"]]
+    (site,) = told["steering_sum"]
+    assert site["vector_norm"] == pytest.approx(parts[0] - parts[1], rel=1e-4)
+    same = answered(speaking, steering=feature(strength=2.0))["tiller"]
+    assert same["steering_sum"][0]["vector_norm"] == pytest.approx(site["vector_norm"], rel=1e-4)
+
+
+def test_one_clamp_named_twice_acts_once(speaking):
+    clamped = feature(mode="ablate", strength=None, positions="all")
+    once, twice = answered(speaking, steering=clamped), answered(speaking, steering=[clamped] * 2)
+    assert once["tiller"]["patch"] == twice["tiller"]["patch"]
+    assert said(once) == said(twice)
+
+
+def test_a_clamp_may_be_told_in_units_of_a(speaking):
+    told = answered(speaking, steering=feature(mode="clamp", strength=2.0, clamp_in="a_max"))
+    (one,) = told["tiller"]["steering"][0]["features"]
+    plain = answered(speaking, steering=feature(mode="clamp", strength=2.0 * one["a_max"]))
+    assert plain["tiller"]["patch"] == told["tiller"]["patch"]
+    assert refused(speaking, 422, steering=feature(mode="clamp", clamp_in="max"))["code"] == (
+        "no_activations"
+    )
+
+
+VECTORS = {"vectors": [{"name": "nobody"}]}
+CONCEPT = {"concept": "king", "strength": 1}
+
+
+@pytest.mark.parametrize(
+    ("steering", "param"),
+    [
+        (VECTORS | {"sae": SAE}, "sae"),
+        (VECTORS | {"count": 2}, "count"),
+        (VECTORS | {"min_output_score": 0}, "min_output_score"),
+        (VECTORS | {"on_low_score": "warn"}, "on_low_score"),
+        (VECTORS | {"a_max": "prompt"}, "a_max"),
+        (VECTORS | {"mode": "amp"}, "mode"),
+        (feature(count=2), "count"),
+        (feature(sae=SAE), "sae"),
+        (feature(unit="unit"), "unit"),
+        (feature(sites=["lm.block.1"]), "sites"),
+        (feature(clamp_in="max"), "clamp_in"),
+        (feature(strength=None), "features[0].strength"),
+        (feature(mode="ablate", strength=1), "features[0].strength"),
+        (CONCEPT | {"mode": "ablate"}, "strength"),
+        (CONCEPT | {"concept": "  "}, "concept"),
+    ],
+)
+def test_a_key_that_would_change_nothing_is_refused_by_name(speaking, steering, param):
+    assert refused(speaking, 422, steering=steering)["param"] == f"steering.{param}"
+
+
+def test_a_broken_choice_leaves_the_others_their_answer(speaking, monkeypatch):
+    whole = answered(speaking, n=3)
+    took = Row._take
+
+    def takes(row, chosen):
+        if row.choice == 1 and len(row.tokens) > row.prompt + 2:
+            raise LogitsNotANumber(len(row.tokens))
+        took(row, chosen)
+
+    monkeypatch.setattr(Row, "_take", takes)
+    broken = answered(speaking, n=3)
+    assert [c["finish_reason"] == "error" for c in broken["choices"]] == [False, True, False]
+    assert [said(broken)[i] for i in (0, 2)] == [said(whole)[i] for i in (0, 2)]
+    errors = [told.get("error", {}).get("code") for told in broken["tiller"]["choices"]]
+    assert errors == [None, "logits_not_a_number", None]
+    text = speaking.post(PATH, json=body(n=3, stream=True)).text
+    lines = [x.removeprefix("data: ") for x in text.splitlines() if x.startswith("data: ")]
+    chunks = [json.loads(line) for line in lines[:-1]]
+    ends = {c["choices"][0]["index"]: c["choices"][0]["finish_reason"] for c in chunks}
+    assert ends[1] == "error"
+    assert chunks[-1]["tiller"]["choices"][1]["error"]["code"] == "logits_not_a_number"
+
+
+def test_a_broken_twin_leaves_the_choices_their_answer(speaking, monkeypatch):
+    took = Row._take
+
+    def takes(row, chosen):
+        if not row.request.patch:
+            raise LogitsNotANumber(len(row.tokens))
+        took(row, chosen)
+
+    monkeypatch.setattr(Row, "_take", takes)
+    told = answered(speaking, steering=feature(), compare=True)
+    assert told["choices"][0]["finish_reason"] != "error"
+    assert told["tiller"]["plain"][0]["finish_reason"] == "error"
+    assert told["tiller"]["plain_choices"][0]["error"]["code"] == "logits_not_a_number"
+    # If no choice is left there is no answer.
+    assert refused(speaking, 422)["code"] == "logits_not_a_number"

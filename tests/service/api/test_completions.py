@@ -5,6 +5,8 @@ import json
 import openai
 import pytest
 
+from service import steering
+
 MODEL = "tiny-lm"
 PATH = "/v1/completions"
 TEXT = "the king of the sea"
@@ -113,6 +115,7 @@ def test_steering_works_as_in_chat(speaking):
         ({"prompt": [1, "a"]}, "bad_request", "prompt"),
         ({"prompt": [[1], ["a"]]}, "bad_request", "prompt[1][0]"),
         ({"prompt": [10**6]}, "bad_generation", "prompt"),
+        ({"prompt": [5] * 20_000}, "context_too_long", "prompt"),
         ({"prompt": ["a"] * 17}, "too_much", "prompt"),
         ({"prompt": ["a"] * 5, "n": 4}, "too_much", "n"),
         ({"messages": []}, "unknown_key", "messages"),
@@ -122,3 +125,18 @@ def test_steering_works_as_in_chat(speaking):
 def test_what_cannot_be_done_is_refused_by_name(speaking, changes, code, param):
     told = refused(speaking, 422, **changes)
     assert (told["code"], told["param"]) == (code, param)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"), [([5] * 20_000, "context_too_long"), ([[5], [10**6]], "bad_generation")]
+)
+def test_a_prompt_that_the_engine_refuses_is_not_read_by_a_plan(
+    speaking, monkeypatch, prompt, code
+):
+    def read(*_):
+        raise AssertionError("the model has read the prompt")
+
+    monkeypatch.setattr(steering, "at_prompt", read)
+    asked = {"features": [{"sae": "toy", "feature": 7, "strength": 1}], "a_max": "prompt"}
+    told = refused(speaking, 422, prompt=prompt, steering=asked | {"min_output_score": 0})
+    assert (told["code"], told["param"]) == (code, "prompt")

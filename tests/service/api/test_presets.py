@@ -157,6 +157,34 @@ def test_a_direction_is_learned_from_two_lists_of_texts(http):
     assert vector(http, "royal", negatives=["the snow"])["version"] == 2
 
 
+def test_a_vector_is_added_in_its_unit_and_where_it_is_said(http):
+    sites = ["lm.block.0", "lm.block.1"]
+    body = {"name": "united", "model": MODEL, "positives": ["the king"], "negatives": ["a boat"]}
+    job = ok(http.post("/v1/vectors", json={**body, "sites": sites}, headers=WAIT))
+    assert job["state"] == "succeeded", job
+
+    def told(**more):
+        asked = {"vectors": [{"name": "united@1", "strength": 0.5}], **more}
+        return ok(chat(http, steering=asked))["tiller"]["steering"][0]["sites"]
+
+    assert [one["site"] for one in told()] == sites
+    (one,) = told(unit="unit", sites=sites[1:])
+    assert (one["site"], one["vector_norm"]) == (sites[1], pytest.approx(0.5))
+    for one in told(unit="stream"):
+        assert one["ratio"] == pytest.approx(0.5)
+    nowhere = chat(http, steering={"vectors": [{"name": "united@1"}], "sites": ["lm.block.2"]})
+    assert problem(nowhere, 404)["code"] == "unknown_dictionary"
+
+
+def test_a_preset_keeps_ablation_and_tells_its_dictionary_by_both_names(http):
+    body = {"features": [{"sae": SAE, "feature": 4}], "mode": "ablate", "min_output_score": 0}
+    version = ok(put(http, "silent", body), 201)
+    digest = ok(http.get(f"/v1/saes/{SAE}"))["digest"]
+    assert version["steering"]["features"] == [{"sae": f"sha256:{digest}", "feature": 4}]
+    (report,) = ok(chat(http, steering={"preset": "silent@1"}))["tiller"]["steering"]
+    assert (report["features"][0]["sae"], report["features"][0]["sae_digest"]) == (SAE, digest)
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "code"),
     [
