@@ -68,7 +68,7 @@ miniature: $(READY)  ## Draw the world and train its models again (hours)
 	$(BIN)/python -m miniature.training
 	for kind in jumprelu topk; do \
 	  $(BIN)/tiller sae train --model miniature/weights/language --name miniature-lm --texts build/miniature/texts.jsonl \
-	    --site lm.block.1 --site lm.block.3 --site lm.block.4 --kind $$kind --features 1536 --l0 24 --tokens 2000000 \
+	    --site lm.block.1 --site lm.block.3 --site lm.block.4 --kind $$kind --features 1536 --l0 24 --tokens 1000000 \
 	    --bfloat16 --store float16 --output miniature/weights/saes; \
 	done
 
