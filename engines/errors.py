@@ -60,6 +60,17 @@ class BadGeneration(Refusal):
         super().__init__(problem, remedy=remedy, param=param)
 
 
+class AllTokensOnly(Refusal):
+    """A patch that means some tokens of a text, where nobody says which token is which."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"{model} is steered at all tokens or not at all.",
+            remedy="Use `positions: all`, without `skip_special`.",
+            param="steering",
+        )
+
+
 class ContextTooLong(Refusal):
     """A prompt and its answer need more tokens than a row holds."""
 

@@ -16,12 +16,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from engines.errors import LogitsNotANumber
+from engines.errors import AllTokensOnly, LogitsNotANumber
 from engines.slots.engine import Kind, LanguageEngine
 from engines.slots.request import Generation
 from engines.slots.row import Row
 from engines.slots.sampling import choose
-from models.errors import BadPatch
 from models.hosted import HostedModel
 
 
@@ -41,11 +40,11 @@ class GenerateEngine(LanguageEngine):
         self._owner.start()
 
     def check_patch(self, request: Generation) -> None:
-        """As ever; and BadPatch where only some tokens are meant: nobody says which they are."""
+        """As ever; AllTokensOnly where some tokens are meant: nobody says which they are."""
         super().check_patch(request)
         for operation in request.patch:
             if getattr(operation, "positions", "all") != "all":
-                raise BadPatch(f"{self.hosted.name} is steered at all tokens or not at all.")
+                raise AllTokensOnly(self.hosted.name)
 
     def rows(self) -> list[Row]:
         """The one that is written."""
@@ -89,23 +88,28 @@ class GenerateEngine(LanguageEngine):
             ids,
             attention_mask=torch.ones_like(ids),
             generation_config=settings,
-            logits_processor=LogitsProcessorList([_Choosing(row, self.hosted, self._owner.beat)]),
+            logits_processor=LogitsProcessorList([_Choosing(row, self.hosted, self._between)]),
             stopping_criteria=StoppingCriteriaList([_Over(row)]),
         )
+
+    def _between(self) -> None:
+        """Between two tokens: a sign of life, and whoever waits in vain hears so."""
+        self._owner.beat()
+        self.waiting.sweep()
 
 
 class _Choosing(LogitsProcessor):
     """The row chooses; everything else becomes impossible."""
 
-    def __init__(self, row: Row, hosted: HostedModel, beat: Callable[[], None]) -> None:
-        self.row, self.hosted, self.beat = row, hosted, beat
+    def __init__(self, row: Row, hosted: HostedModel, between: Callable[[], None]) -> None:
+        self.row, self.hosted, self.between = row, hosted, between
 
     def __call__(
         self,
         input_ids: Int[Tensor, "rows tokens"],  # noqa: ARG002 - the row knows what it has
         scores: Float[Tensor, "rows vocab"],
     ) -> Float[Tensor, "rows vocab"]:
-        self.beat()
+        self.between()
         row, run = self.row, self.hosted.run
         if run is not None:
             run.verify()

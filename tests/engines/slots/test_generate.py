@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from engines.errors import DeadlineExceeded, LogitsNotANumber
+from engines.errors import AllTokensOnly, DeadlineExceeded, LogitsNotANumber
 from engines.slots.choosing import engine_for
 from engines.slots.engine import SlotEngine
 from engines.slots.generate import GenerateEngine
-from engines.slots.request import Cancelled, Finished, Sampling, Token
-from models.errors import BadPatch, UnknownSite
+from engines.slots.request import Cancelled, Failed, Finished, Sampling, Token
+from models.errors import UnknownSite
 from models.family import FAMILIES
 from models.loading import load
 from models.patch import Patch, Shift
@@ -102,8 +102,9 @@ def test_a_patch_of_all_tokens_acts_and_is_counted(engines, desk, tiny_mamba):
     assert tell.ids != generated(tiny_mamba, replace(steered, patch=Patch()))
     assert tell.last.tokens_changed == {"lm.block.1": len(steered.ids) + steered.max_tokens - 1}
     some = Patch((Shift(site="lm.block.1", vector=vector, positions="generated"),))
-    with pytest.raises(BadPatch):
+    with pytest.raises(AllTokensOnly) as refused:
         engines(tiny_mamba).submit(replace(steered, patch=some), lambda _: None)
+    assert "positions: all" in refused.value.remedy and refused.value.param == "steering"
 
 
 def test_it_samples_stops_and_scores_as_the_slot_engine_does(desk, tiny_llama):
@@ -162,3 +163,34 @@ def test_a_row_that_is_cancelled_late_or_not_finite_ends_alone(engines, desk, ti
     assert isinstance(bad.last.why, LogitsNotANumber)
     assert good.ids == generated(tiny_mamba, replace(row, max_tokens=3))
     assert sum(isinstance(e, Token) for e in good.events) == 3
+
+
+@pytest.mark.parametrize("why", ["cancelled", "late"])
+def test_whoever_waits_hears_of_its_end_while_another_text_is_written(
+    engines, desk, tiny_mamba, why
+):
+    engine, row = engines(tiny_mamba), desk.row(tiny_mamba, TEXTS[0], max_tokens=60)
+    (first,), order = desk.ask(engine, row), []
+    waiting = type(first)()
+    writing = type(first)()
+
+    def tell(event):
+        if isinstance(event, Token):
+            order.append("token")
+            if len(order) == 3 and why == "cancelled":
+                ticket.cancel()
+            if len(order) == 3:
+                ticket.request = replace(ticket.request, seconds=0.0 if why == "late" else 600.0)
+        writing(event)
+
+    def wait(event):
+        if isinstance(event, Cancelled | Failed):
+            order.append("end")
+        waiting(event)
+
+    go_on = desk.held(engine)
+    engine.submit(row, tell)
+    ticket = engine.submit(row, wait)
+    go_on.set()
+    assert writing.ids and isinstance(waiting.last, Cancelled if why == "cancelled" else Failed)
+    assert order.index("end") == 3
