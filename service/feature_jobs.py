@@ -6,7 +6,7 @@ where it was lost. A sample is seen only once it is whole.
 
 import hashlib
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from models.progress import Progress
@@ -17,7 +17,7 @@ from service.registry.records import FeatureSnippets, Job
 from service.registry.tables import canonical
 from steerers.activations import Activations, collect
 from steerers.dictionary import Dictionary
-from steerers.input_score import input_score
+from steerers.input_score import InputSettings, input_score
 from steerers.lens import LensTokens, lens_of_all
 from steerers.score import STRONG, USABLE, ScoreSettings
 from steerers.snippets import Windows, windows
@@ -170,19 +170,21 @@ class FeatureJobs:
         return self.corpus() if job.payload["texts"] is None else job.payload["texts"]
 
     def _sampled(self, job: Job, sample: Sample) -> dict[str, Any]:
-        dictionary, texts = self._dictionary(job), self._texts(job)
+        dictionary, texts, counting = self._dictionary(job), self._texts(job), counting_of(job)
         told = {
             "digest": hashlib.sha256(canonical(list(texts)).encode()).hexdigest(),
             "texts": len(texts),
             "tokens": sample.found.tokens,
             "own": job.payload["texts"] is None,
+            "input_scores": {**asdict(counting), "digest": counting.digest},
         }
         kept = self.registry.snippets
         fingerprint = self.dictionaries.hosted.fingerprint
         number = kept.begin(job.tenant, fingerprint, dictionary.digest, told, actor=job.created_by)
         active = (sample.found.values[:, 0] > 0).nonzero()[:, 0].tolist()
         for start in range(0, len(active), _AT_ONCE):
-            kept.add(number, [self._around(sample, f) for f in active[start : start + _AT_ONCE]])
+            some = active[start : start + _AT_ONCE]
+            kept.add(number, [self._around(sample, f, counting) for f in some])
         kept.finish(number)
         return {
             "sae": dictionary.id,
@@ -193,9 +195,9 @@ class FeatureJobs:
             "location": f"/v1/saes/{dictionary.id}/features",
         }
 
-    def _around(self, sample: Sample, feature: int) -> FeatureSnippets:
+    def _around(self, sample: Sample, feature: int, counting: InputSettings) -> FeatureSnippets:
         places = sample.found.most_active(feature)
-        counted = input_score(feature, places, sample.lens.ids[feature].tolist())
+        counted = input_score(feature, places, sample.lens.ids[feature].tolist(), counting)
         return FeatureSnippets(
             feature=feature,
             strongest=sample.found.max_activation(feature),
@@ -210,3 +212,8 @@ class FeatureJobs:
 def settings_of(job: Job) -> ScoreSettings:
     """How a scores job measures."""
     return ScoreSettings(**job.payload["settings"])
+
+
+def counting_of(job: Job) -> InputSettings:
+    """How a snippets job counts input scores; jobs of older services do not say."""
+    return InputSettings(**job.payload.get("settings", {}))

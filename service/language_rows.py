@@ -45,6 +45,7 @@ def lines_of(
         for plain in (False, True) if order.compare else (False,):
             request = Generation(
                 id=f"{order.id}-{place}{'-plain' if plain else ''}",
+                realm=order.tenant,
                 ids=tuple(ids),
                 patch=Patch() if plain else patch,
                 sampling=Sampling(**asdict(order.sampling)),

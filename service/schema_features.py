@@ -1,6 +1,6 @@
 """What requests about dictionaries and vectors look like."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -8,6 +8,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.schema import NAME, Body, Name, Text, plain, settings_schema
+from steerers.input_score import INPUT_VARIANTS, InputSettings
 from steerers.score import VARIANTS, ScoreSettings
 
 Variant = Literal["reference", "paper"]
@@ -42,13 +43,22 @@ class OneFeature(OfModel):
     settings: Variant = "reference"
 
 
-def _spelt_out(value: object) -> object:
-    return asdict(VARIANTS[value]) if isinstance(value, str) and value in VARIANTS else value
+def _named(variants: Mapping[str, Any]) -> Callable[[object], object]:
+    """A validator: the name of a variant stands for its keys."""
+
+    def spelt_out(value: object) -> object:
+        return asdict(variants[value]) if isinstance(value, str) and value in variants else value
+
+    return spelt_out
 
 
 ScoreKeys: Any = settings_schema(ScoreSettings)
+InputKeys: Any = settings_schema(InputSettings)
 Settings = Annotated[
-    ScoreKeys, BeforeValidator(_spelt_out, json_schema_input_type=Variant | ScoreKeys)
+    ScoreKeys, BeforeValidator(_named(VARIANTS), json_schema_input_type=Variant | ScoreKeys)
+]
+CountSettings = Annotated[
+    InputKeys, BeforeValidator(_named(INPUT_VARIANTS), json_schema_input_type=Variant | InputKeys)
 ]
 
 
@@ -85,6 +95,8 @@ class SnippetsBody(Body):
 
     texts: Annotated[list[Text], Field(min_length=1, max_length=_MOST_TEXTS)] | None = None
     """The model's own corpus when left out."""
+    settings: CountSettings = Field(default_factory=lambda: InputKeys())
+    """How input scores are counted: `reference`, `paper`, or the keys that make them up."""
     per_feature: Annotated[int, Field(ge=1, le=50)] = 10
     tokens: Annotated[int, Field(ge=8, le=1024)] = 128
     """Where longer texts are cut."""

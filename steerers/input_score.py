@@ -44,6 +44,8 @@ class InputSettings:
 
 INPUT_REFERENCE = InputSettings()
 INPUT_PAPER = InputSettings(min_sentences=20, counting="tokens")
+INPUT_VARIANTS: Mapping[str, InputSettings] = {"reference": INPUT_REFERENCE, "paper": INPUT_PAPER}
+"""Named settings: how the paper's code counts, and how the paper says it does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,16 @@
 """Steering and edits of chat on a tiny Llama with a random dictionary."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 
 from engines.errors import LogitsNotANumber
 from engines.slots.row import Row
+from service.steering import Steering
 
 MODEL, SAE = "tiny-lm", "toy"
 SAID = [{"role": "user", "content": "the king of the sea"}]
@@ -219,9 +224,6 @@ def test_a_clamp_may_be_told_in_units_of_a(speaking):
     (one,) = told["tiller"]["steering"][0]["features"]
     plain = answered(speaking, steering=feature(mode="clamp", strength=2.0 * one["a_max"]))
     assert plain["tiller"]["patch"] == told["tiller"]["patch"]
-    assert refused(speaking, 422, steering=feature(mode="clamp", clamp_in="max"))["code"] == (
-        "no_activations"
-    )
 
 
 VECTORS = {"vectors": [{"name": "nobody"}]}
@@ -290,3 +292,40 @@ def test_a_broken_twin_leaves_the_choices_their_answer(speaking, monkeypatch):
     assert told["tiller"]["plain_choices"][0]["error"]["code"] == "logits_not_a_number"
     # If no choice is left there is no answer.
     assert refused(speaking, 422)["code"] == "logits_not_a_number"
+
+
+def test_plans_that_wait_keep_nobody_else_waiting_and_end_with_their_callers(
+    speaker_url, speaking, monkeypatch
+):
+    planning, ended = [], []
+
+    def plan(_self, _order, _ids, patience):
+        planning.append(1)
+        try:
+            patience.wait(threading.Event().wait)
+        finally:
+            ended.append(1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Steering, "plan", plan)
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(_impatient, speaker_url) for _ in range(8)]
+            started = time.monotonic()
+            assert speaking.get("/v1/edits").status_code == 200
+            assert said(answered(speaking))
+            assert time.monotonic() - started < 1.5
+            assert all(one.result() for one in asked)
+        until = time.monotonic() + 10
+        while len(ended) < len(planning) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert 4 <= len(ended) == len(planning)
+    assert answered(speaking, steering=feature())
+
+
+def _impatient(url):
+    with httpx2.Client(base_url=url, timeout=2.0) as client:
+        try:
+            client.post(PATH, json=body(steering=feature()))
+        except httpx2.TimeoutException:
+            return True
+    return False

@@ -1,8 +1,11 @@
 """Dictionaries over REST, on a tiny Llama and a random SAE."""
 
 import json
+from dataclasses import asdict
 
 import pytest
+
+from steerers.input_score import INPUT_PAPER
 
 MODEL, SAE = "tiny-lm", "toy"
 FEATURES = 48
@@ -228,3 +231,18 @@ def test_what_was_done_is_in_the_audit(http):
     ok(http.put(f"/v1/saes/{SAE}/labels", json={"labels": [{"feature": 1, "label": "x"}]}))
     actions = [row["action"] for row in ok(http.get("/v1/audit?limit=1000"))["data"]]
     assert "labels.put" in actions
+
+
+def test_input_scores_are_counted_as_the_paper_says_if_that_is_asked_for(http):
+    asked = {"settings": "paper"}
+    result = done(http.post(f"/v1/saes/{SAE}/snippets", json=asked, headers=WAIT))
+    counted = result["sample"]["input_scores"]
+    assert counted == {**asdict(INPUT_PAPER), "digest": INPUT_PAPER.digest}
+    assert ok(http.get(f"/v1/saes/{SAE}"))["snippets"]["input_scores"] == counted
+    # More sentences than there are: nobody has a score.
+    asked = {"settings": {"min_sentences": 1000, "counting": "tokens"}}
+    done(http.post(f"/v1/saes/{SAE}/snippets", json=asked, headers=WAIT))
+    told = ok(http.get(f"/v1/saes/{SAE}/features?limit=48"))["data"]
+    assert {one["input_score"] for one in told} == {None}
+    unknown = http.post(f"/v1/saes/{SAE}/snippets", json={"settings": "ours"})
+    assert unknown.status_code == 422
