@@ -295,6 +295,7 @@ EMBEDDED: tuple[Mapping[str, Any], ...] = (
         "path": "miniature:text-to-image",
         "slots": 9,  # the layers of its text encoder: a look through all of them is one batch
     },
+    {"name": "miniature-lm", "path": "miniature:language", "slots": 16},
 )
 """What is hosted when nobody says otherwise."""
 
