@@ -1,6 +1,7 @@
 """From a folder or a hub id to a hosted model: device, dtype, fingerprint; safetensors only."""
 
 import json
+import threading
 from pathlib import Path
 
 import torch
@@ -10,6 +11,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from models.errors import ModelNotFound, NotSafetensors, UnknownSetting, UnsupportedFamily
 from models.family import FAMILIES, Family, LoadOptions
 from models.hosted import HostedModel
+
+_ONE_AT_A_TIME = threading.Lock()
+"""diffusers builds a pipeline's parts without memory by changing `nn.Module` for the whole process:
+weights that another thread reads meanwhile would have none either."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,7 +58,8 @@ def load(  # noqa: PLR0913 - every setting is stated by name
         cache=cache,
         defaults=_defaults(folder),
     )
-    return _family(folder, str(where), family).load(name, folder, options)
+    with _ONE_AT_A_TIME:
+        return _family(folder, str(where), family).load(name, folder, options)
 
 
 def family_of(where: str | Path, kind: str | None = None) -> Family:

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -203,6 +204,7 @@ def service_url(tmp_path_factory):
         for _ in range(600):
             if httpx2.get(f"{url}/readyz").status_code == 200:
                 break
+            time.sleep(0.1)
         yield url
 
 

@@ -1,9 +1,11 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from miniature import weights_path
 from models.errors import (
     ModelNotFound,
     NotSafetensors,
@@ -89,3 +91,11 @@ def test_without_a_full_clip_there_is_no_projection(tmp_path, tiny_sd_folder):
     assert bare.fingerprint == given.fingerprint
     for hosted in (bare, given):
         hosted.close()
+
+
+def test_models_that_are_loaded_at_once_all_get_their_weights():
+    folders = [weights_path("text-to-image"), *[weights_path("language")] * 3]
+    with ThreadPoolExecutor(len(folders)) as threads:
+        for hosted in threads.map(lambda folder: load("one", folder), folders):
+            parts = [m for m in hosted.modules.values() if isinstance(m, torch.nn.Module)]
+            assert not any(p.is_meta for m in parts for p in m.parameters())
