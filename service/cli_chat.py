@@ -1,5 +1,6 @@
 """`tiller chat`: one message or a conversation, steered from the command line."""
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from service.client import DEFAULT_URL, Tiller, TillerError
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 Json = dict[str, Any]
+_FEATURE = re.compile(r"(.*):([0-9]+)")
 
 
 def chat(  # noqa: PLR0913, PLR0917 - one argument per option
@@ -82,16 +84,19 @@ def steering_of(
 ) -> list[Json]:
     """The request's `steering`: `the sea=1.5`, `sae:1234=2`, presets and vectors by name.
 
+    `sae:1234` is a feature without a strength, which mode `ablate` asks for.
+
     Raises:
         BadParameter: No strength, or no number for one.
     """
     more: Json = {} if mode is None else {"mode": mode}
     entries: list[Json] = []
     for text in steer:
-        name, strength = _parted(text, "--steer")
-        sae, colon, number = name.rpartition(":")
-        if colon and number.isdecimal():
-            feature = {"sae": sae, "feature": int(number), "strength": strength}
+        bare = _FEATURE.fullmatch(text) is not None  # mode ablate takes no strength
+        name, strength = (text, None) if bare else _parted(text, "--steer")
+        if found := _FEATURE.fullmatch(name):
+            feature: Json = {"sae": found[1], "feature": int(found[2])}
+            feature |= {} if strength is None else {"strength": strength}
             entries.append({"features": [feature], **more})
         else:
             entries.append({"concept": name, "strength": strength, **more})

@@ -18,9 +18,6 @@ from annotated_types import Ge, Le, MaxLen, MinLen
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.hosted import HostedModel
-from steerers.dictionary import Dictionary
-
 VERSION = 1
 """Of the code: part of every key, so that a mended formula does not meet old numbers."""
 USABLE, STRONG = 0.01, 0.1
@@ -59,12 +56,6 @@ REFERENCE = ScoreSettings()
 PAPER = ScoreSettings(prompt="In my experience,", subtract_prior=True, reconstruct=True)
 VARIANTS: Mapping[str, ScoreSettings] = {"reference": REFERENCE, "paper": PAPER}
 """Named settings: what the paper's code does, and what the paper says."""
-
-
-def score_key(hosted: HostedModel, dictionary: Dictionary, settings: ScoreSettings) -> str:
-    """Under what scores are stored: weights, dtype, SAE (with its site) and settings."""
-    parts = (hosted.fingerprint, str(hosted.dtype), dictionary.digest, settings.digest)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,9 @@ def test_what_stands_behind_steer():
     assert steering_of(["a=b=2"], (), (), "unit") == [
         {"concept": "a=b", "strength": 2.0, "mode": "unit"}
     ]
+    assert steering_of(["toy:7"], (), (), "ablate") == [
+        {"features": [{"sae": "toy", "feature": 7}], "mode": "ablate"}
+    ]
     for wrong in ("the sea", "=1", "the sea=much"):
         with pytest.raises(typer.BadParameter):
             steering_of([wrong], (), (), None)

@@ -29,7 +29,7 @@ from steerers.errors import UnknownDictionary, UnknownFeature
 from steerers.lens import lens
 from steerers.output_score import Scorer
 from steerers.readers import read
-from steerers.score import PAPER, REFERENCE
+from steerers.score import PAPER, REFERENCE, ScoreSettings
 
 ROOT = Path(__file__).parents[2]
 SAE = "toy"
@@ -123,6 +123,8 @@ def test_other_settings_and_weights_have_scores_of_their_own(make, dictionary, r
     known.scores(dictionary, [1])
     assert known.stored(dictionary, [1], PAPER) == {}
     measure = known.measure(dictionary, REFERENCE)
+    assert measure == known.measure(dictionary, ScoreSettings()) != known.measure(dictionary, PAPER)
+    assert measure.sae == dictionary.digest
     assert measure.fingerprint == hosted.fingerprint
     other = Measure(fingerprint="e" * 64, sae=measure.sae, settings=measure.settings)
     assert registry.scores.get(other, [1]) == {}

@@ -11,7 +11,7 @@ from models.errors import UnknownSite
 from steerers.activation import TopK
 from steerers.errors import UnknownFeature, WrongDictionary
 from steerers.output_score import Scorer, scores
-from steerers.score import PAPER, REFERENCE, VARIANTS, Score, ScoreSettings, score_key, statistics
+from steerers.score import PAPER, REFERENCE, VARIANTS, Score, ScoreSettings, statistics
 
 ALL = range(48)
 
@@ -252,17 +252,6 @@ def test_batches_are_finished_records_and_can_be_taken_up_again(llama, dictionar
 def test_records_survive_json(llama, dictionary_for):
     (score,) = Scorer(hosted=llama, dictionary=dictionary_for(llama)).score([3])
     assert Score.from_dict(score.as_dict()) == score
-
-
-def test_keys_differ_by_weights_dictionary_and_settings(llama, decoders, dictionary_for):
-    one, other = dictionary_for(llama), dictionary_for(llama, seed=1)
-    keys = {
-        score_key(llama, one, REFERENCE),
-        score_key(llama, one, PAPER),
-        score_key(llama, other, REFERENCE),
-        score_key(decoders("gemma2"), one, REFERENCE),
-    }
-    assert len(keys) == 4 and score_key(llama, one, ScoreSettings()) in keys
 
 
 def test_what_does_not_fit_is_refused(llama, dictionary_for):
