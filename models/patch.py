@@ -58,7 +58,7 @@ class Verb:
                 found.update(f"{name}={json.dumps(value)}".encode())
         return found.hexdigest()
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return sum(v.nbytes for _, v in self._contents() if isinstance(v, Tensor))
@@ -240,7 +240,7 @@ class Patch:
         """The sum of the ranks of all LowRank operations."""
         return sum(o.rank for o in self if isinstance(o, LowRank))
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(o.nbytes for o in self)

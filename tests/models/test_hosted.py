@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from models import hosted as hosted_module
 from models.errors import UnknownSite
 from models.loading import load
 from models.patch import LowRank, Patch, Shift
@@ -124,3 +125,30 @@ def test_what_repeats_a_counted_pass_is_in_nobodys_tally(tiny_sd, tiny_sdxl):
         tiny_sd.family.encode(tiny_sd, ["a red cat"], [patch])
     assert [run.tokens_changed(0) for run in runs] == [2]
     assert len(others) == 1
+
+
+def test_rows_of_the_same_patch_objects_are_hashed_and_packed_once(tiny_sd, monkeypatch):
+    site, packed = "text.block.0", []
+    width = tiny_sd.family.stream_width(tiny_sd, "text")
+    rows = [Patch((Shift(site=site, vector=torch.full((width,), float(i))),)) for i in (1, 2)]
+    with tiny_sd.planned(rows) as run:
+        run.changed.update({(row, site): 1 for row in range(2)})
+    monkeypatch.setattr(hosted_module, "_fitted", lambda o: packed.append(o))
+    with tiny_sd.planned(list(rows)) as again:
+        again.changed.update({(row, site): 1 for row in range(2)})
+    assert again.plan is run.plan and not packed
+
+
+def test_a_patch_that_is_fitted_never_meets_the_plan_of_an_equal_one(tiny_sd):
+    site = "text.block.0"
+    width = tiny_sd.family.stream_width(tiny_sd, "text")
+    vector = torch.ones(width)
+    fitted = torch.ones(width, requires_grad=True)
+    plain, trial = (Patch((Shift(site=site, vector=v),)) for v in (vector, fitted))
+    assert plain == trial
+    plans = []
+    for patch in (plain, trial):
+        with tiny_sd.planned([patch]) as run:
+            run.changed[0, site] = 1
+        plans.append(run.plan)
+    assert [plan.shifts[site].vector.requires_grad for plan in plans] == [False, True]
