@@ -255,7 +255,8 @@ class LanguageHost(DrawsNothing):
 
     async def answer(self, question: Question) -> Any:
         """What is asked about its dictionaries and vectors."""
-        return await self.questions.run(lambda _: self.study.answer(question))
+        seconds = self.settings.server.request_seconds
+        return await self.questions.run(lambda its: self.study.answer(question, its), seconds)
 
     def _own_texts(self) -> Sequence[str]:
         return Corpus.read(corpus_of(self.model)).texts

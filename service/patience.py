@@ -55,7 +55,7 @@ class Patience:
         if self._left.is_set():
             raise Left
         if self.seconds is not None and (self.remaining or 0.0) <= 0:
-            raise DeadlineExceeded(self.seconds, "text", "tokens")
+            raise DeadlineExceeded(self.seconds, "answer", "features")
 
     def wait(self, ready: Callable[[float], bool]) -> None:
         """Until `ready` says so; it is given the seconds that it may take to look.
@@ -105,7 +105,7 @@ class Desk:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
         except TimeoutError:
-            raise DeadlineExceeded(seconds or 0.0, "text", "tokens") from None
+            raise DeadlineExceeded(seconds or 0.0, "answer", "features") from None
         finally:
             patience.leave()
 

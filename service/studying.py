@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from service.dictionaries import Dictionaries, check
 from service.orders import TextOrder
+from service.patience import ENDLESS, Patience
 from service.questions import (
     AdoptVector,
     CheckFeatures,
@@ -49,7 +50,7 @@ class Plans(Protocol):
 class Planner(Protocol):
     """`service.steering.Steering`."""
 
-    def plan(self, order: TextOrder, ids: Sequence[int]) -> Plans:
+    def plan(self, order: TextOrder, ids: Sequence[int], patience: Patience) -> Plans:
         """What the order's steering means for a row that reads these tokens."""
         ...
 
@@ -61,20 +62,24 @@ class Study:
         self.dictionaries, self.registry, self.planner = dictionaries, registry, planner
         self.hosted = dictionaries.hosted
         self._spelt: dict[int, str] = {}  # at most the vocabulary
-        self._answers: Mapping[type[Any], Callable[[Any], Any]] = {
-            ListSaes: self.saes,
-            ShowSae: self.sae,
+        self._answers: Mapping[type[Any], Callable[[Any, Patience], Any]] = {
+            ListSaes: lambda asked, _: self.saes(asked),
+            ShowSae: lambda asked, _: self.sae(asked),
             FindFeatures: self.find,
             ShowFeature: self.feature,
-            CheckFeatures: self.check,
+            CheckFeatures: lambda asked, _: self.check(asked),
             SettleSteering: self.settle,
-            CheckVector: lambda asked: sites_of(self.hosted, asked.payload),
-            AdoptVector: lambda asked: adopted(self.hosted, dictionaries.background, asked),
+            CheckVector: lambda asked, _: sites_of(self.hosted, asked.payload),
+            AdoptVector: lambda asked, _: adopted(self.hosted, dictionaries.background, asked),
         }
 
-    def answer(self, question: Question) -> Any:
-        """The answer to any of the questions."""
-        return self._answers[type(question)](question)
+    def answer(self, question: Question, patience: Patience = ENDLESS) -> Any:
+        """The answer to any of the questions.
+
+        Raises:
+            DeadlineExceeded, Left: The patience ended.
+        """
+        return self._answers[type(question)](question, patience)
 
     def saes(self, asked: ListSaes) -> list[dict[str, Any]]:
         """Every dictionary."""
@@ -90,11 +95,12 @@ class Study:
         check(dictionary, asked.features)
         return {"id": dictionary.id, "digest": dictionary.digest, "features": dictionary.features}
 
-    def feature(self, asked: ShowFeature) -> dict[str, Any]:
+    def feature(self, asked: ShowFeature, patience: Patience) -> dict[str, Any]:
         """One feature with all that is known of it."""
         dictionary = self.dictionaries.find(asked.sae)
-        scores = self.dictionaries.scores(dictionary, [asked.feature], asked.settings)
-        known = self._known(dictionary, asked.tenant, [asked.feature], scores=scores)
+        features = [asked.feature]
+        scores = self.dictionaries.scores(dictionary, features, asked.settings, patience)
+        known = self._known(dictionary, asked.tenant, features, patience, scores=scores)
         told = shown(known, asked.feature, self._spell)
         around = self.registry.snippets.of(
             asked.tenant, self.hosted.fingerprint, dictionary.digest, [asked.feature]
@@ -110,24 +116,24 @@ class Study:
             "snippets": list(around.snippets) if around else [],
         }
 
-    def find(self, asked: FindFeatures) -> dict[str, Any]:
+    def find(self, asked: FindFeatures, patience: Patience) -> dict[str, Any]:
         """Features, a page of them."""
         dictionary = self.dictionaries.find(asked.sae)
         if asked.concept is not None:
-            return self._of_concept(dictionary, asked, asked.concept)
+            return self._of_concept(dictionary, asked, asked.concept, patience)
         if asked.token is not None:
-            found, told = self._with_token(dictionary, asked.token)
-            return self._searched(dictionary, asked, found, told)
+            found, told = self._with_token(dictionary, asked.token, patience)
+            return self._searched(dictionary, asked, found, told, patience)
         if asked.label is not None:
-            return self._labelled(dictionary, asked)
-        return self._listed(dictionary, asked)
+            return self._labelled(dictionary, asked, patience)
+        return self._listed(dictionary, asked, patience)
 
-    def settle(self, asked: SettleSteering) -> dict[str, Any]:
+    def settle(self, asked: SettleSteering, patience: Patience) -> dict[str, Any]:
         """What steering means now; planned as for a request that reads the neutral prompt."""
         language = language_of(self.hosted, "control_vector")
         ids = language.tokenize(self.hosted, REFERENCE.prompt)
         order = TextOrder(id="preset", tenant=asked.tenant, steering=(asked.steering,))
-        reports = [dict(report) for report in self.planner.plan(order, ids).reports]
+        reports = [dict(report) for report in self.planner.plan(order, ids, patience).reports]
         chosen = [use for report in reports for use in report.get("features", ())]
         named = [one.strength for one in asked.steering.features]
         # The steerer tells the named ones first, in their order, then a concept's.
@@ -141,14 +147,16 @@ class Study:
 
     # --- without a search ------------------------------------------------------------------------
 
-    def _listed(self, dictionary: Dictionary, asked: FindFeatures) -> dict[str, Any]:
+    def _listed(
+        self, dictionary: Dictionary, asked: FindFeatures, patience: Patience
+    ) -> dict[str, Any]:
         """By number, or by score where a least one is asked for: those that are scored."""
         if asked.least is None:
             start = _number(asked.after) + 1 if asked.after is not None else 0
             features = range(start, min(start + asked.limit, dictionary.features))
             more = bool(features) and features[-1] + 1 < dictionary.features
             cursor = str(features[-1]) if more else None
-            return self._page(dictionary, asked, list(features), cursor, None)
+            return self._page(dictionary, asked, list(features), cursor, None, patience)
         measure = self.dictionaries.measure(dictionary, asked.settings)
         page = self.registry.scores.best(measure, asked.limit, asked.after, least=asked.least)
         covered = self.registry.scores.coverage(measure, (asked.least,))
@@ -158,38 +166,47 @@ class Study:
             "kept": covered.reach[asked.least],
         }
         features = [score.feature for score in page.items]
-        return self._page(dictionary, asked, features, page.next_cursor, told)
+        return self._page(dictionary, asked, features, page.next_cursor, told, patience)
 
-    def _labelled(self, dictionary: Dictionary, asked: FindFeatures) -> dict[str, Any]:
+    def _labelled(
+        self, dictionary: Dictionary, asked: FindFeatures, patience: Patience
+    ) -> dict[str, Any]:
         page: Page[FeatureLabel] = self.registry.labels.search(
             asked.tenant, dictionary.digest, [str(asked.label)], asked.limit, asked.after
         )
         features = list(dict.fromkeys(one.feature for one in page.items))
-        return self._filtered(dictionary, asked, features, page.next_cursor)
+        return self._filtered(dictionary, asked, features, page.next_cursor, patience)
 
     def _filtered(
-        self, dictionary: Dictionary, asked: FindFeatures, features: list[int], cursor: str | None
+        self,
+        dictionary: Dictionary,
+        asked: FindFeatures,
+        features: list[int],
+        cursor: str | None,
+        patience: Patience,
     ) -> dict[str, Any]:
         """Those that reach the least score; missing scores are computed."""
         if asked.least is None:
-            return self._page(dictionary, asked, features, cursor, None)
-        scores = self.dictionaries.scores(dictionary, features, asked.settings)
+            return self._page(dictionary, asked, features, cursor, None, patience)
+        scores = self.dictionaries.scores(dictionary, features, asked.settings, patience)
         kept = [f for f in features if (scores[f].output_score or 0.0) >= asked.least]
         told = {"candidates": len(features), "kept": len(kept)}
-        return self._page(dictionary, asked, kept, cursor, told)
+        return self._page(dictionary, asked, kept, cursor, told, patience)
 
     # --- searches over the lens ------------------------------------------------------------------
 
     def _of_concept(
-        self, dictionary: Dictionary, asked: FindFeatures, concept: str
+        self, dictionary: Dictionary, asked: FindFeatures, concept: str, patience: Patience
     ) -> dict[str, Any]:
         """What steering towards the concept would choose from, the best first."""
         least = USABLE if asked.least is None else asked.least
         found = search(
             self.hosted,
             concept,
-            self.dictionaries.lens(dictionary).index,
-            lambda features: self.dictionaries.scores(dictionary, features, asked.settings),
+            self.dictionaries.lens(dictionary, patience).index,
+            lambda features: self.dictionaries.scores(
+                dictionary, features, asked.settings, patience
+            ),
             labels=self.dictionaries.labels(dictionary, asked.tenant, concept),
             minimum=least,
         )
@@ -200,12 +217,14 @@ class Study:
         start = 0 if asked.after is None else _number(asked.after)
         end = start + asked.limit
         cursor = str(end) if end < len(features) else None
-        return self._page(dictionary, asked, features[start:end], cursor, told)
+        return self._page(dictionary, asked, features[start:end], cursor, told, patience)
 
-    def _with_token(self, dictionary: Dictionary, text: str) -> tuple[list[int], dict[str, Any]]:
+    def _with_token(
+        self, dictionary: Dictionary, text: str, patience: Patience
+    ) -> tuple[list[int], dict[str, Any]]:
         """Features that promote the text as a token, with or without a space before it."""
         ids = self._tokens(text)
-        index = self.dictionaries.lens(dictionary).index
+        index = self.dictionaries.lens(dictionary, patience).index
         best: dict[int, int] = {}
         for token in ids:
             for feature, place in index.find(token):
@@ -230,20 +249,21 @@ class Study:
         asked: FindFeatures,
         found: Sequence[int],
         told: Mapping[str, Any],
+        patience: Patience,
     ) -> dict[str, Any]:
         """A page of what a search found, in its order; filtered, the first `CANDIDATES` only."""
         kept = list(found)
         report = {**told, "candidates": len(found)}
         if asked.least is not None:
             kept = kept[:CANDIDATES]
-            scores = self.dictionaries.scores(dictionary, kept, asked.settings)
+            scores = self.dictionaries.scores(dictionary, kept, asked.settings, patience)
             kept = [f for f in kept if (scores[f].output_score or 0.0) >= asked.least]
             kept.sort(key=lambda f: -(scores[f].output_score or 0.0))
             report |= {"scored": min(len(found), CANDIDATES), "kept": len(kept)}
         start = _number(asked.after) if asked.after is not None else 0
         end = start + asked.limit
         cursor = str(end) if end < len(kept) else None
-        return self._page(dictionary, asked, kept[start:end], cursor, report)
+        return self._page(dictionary, asked, kept[start:end], cursor, report, patience)
 
     # --- what is shown ---------------------------------------------------------------------------
 
@@ -254,9 +274,10 @@ class Study:
         features: list[int],
         cursor: str | None,
         search: Mapping[str, Any] | None,
+        patience: Patience,
     ) -> dict[str, Any]:
         scores = self.dictionaries.stored(dictionary, features, asked.settings)
-        known = self._known(dictionary, asked.tenant, features, scores=scores)
+        known = self._known(dictionary, asked.tenant, features, patience, scores=scores)
         return {
             "items": [shown(known, f, self._spell, most=_BRIEF) for f in features],
             "has_more": cursor is not None,
@@ -265,11 +286,17 @@ class Study:
         }
 
     def _known(
-        self, dictionary: Dictionary, tenant: str, features: Sequence[int], *, scores: Any
+        self,
+        dictionary: Dictionary,
+        tenant: str,
+        features: Sequence[int],
+        patience: Patience,
+        *,
+        scores: Any,
     ) -> Known:
         return Known(
             dictionary=dictionary,
-            lens=self.dictionaries.lens_tokens(dictionary, features),
+            lens=self.dictionaries.lens_tokens(dictionary, features, patience),
             labels=self.registry.labels.of(tenant, dictionary.digest, features),
             scores=scores,
             input_scores=self.registry.snippets.input_scores(
