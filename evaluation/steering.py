@@ -189,6 +189,25 @@ class SteeringReport:
         return told | {"lines": [asdict(line) for line in self.lines]}
 
 
+def labels_found(
+    results: Sequence[Result], *, success: float = 0.5, coherence: float = 0.4
+) -> dict[str, dict[int, str]]:
+    """By dictionary the features that were seen to steer, each with the topic it does best.
+
+    Args:
+        results: Of features named `dictionary/number`.
+        success: What a feature reaches on the openers that did not choose its strength.
+        coherence: The same.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for result in sorted(results, key=lambda r: r.score):
+        if result.kind != "feature" or result.success < success or result.coherence < coherence:
+            continue
+        dictionary, _, number = result.name.rpartition("/")
+        found.setdefault(dictionary, {})[int(number)] = result.topic  # the best comes last
+    return found
+
+
 def evaluate_steering(
     ways: Sequence[Way],
     writer: Writer,

@@ -4,6 +4,7 @@ It runs in this process, on the model's own folder: it needs streams and likelih
 service gives away.
 """
 
+import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from service.settings import Model
 
 if TYPE_CHECKING:
+    from evaluation.steering import Result
     from evaluation.steering_ways import Topic
     from evaluation.topics import Labelled
 
@@ -109,10 +111,27 @@ def evaluate_steering_command(  # noqa: PLR0913, PLR0917 - one argument per opti
         results=results,
         depths=tuple(depth_of(hosted, one) for one in reads),
     )
-    written = write_steering(report, output)
+    written = [*write_steering(report, output), *_write_labels(report.results, wanted, output)]
     shown = steering_markdown(report).split("\n## What the papers")[0]
     out.print(shown, markup=False, highlight=False, soft_wrap=True)
     out.print(*written, soft_wrap=True)
+
+
+def _write_labels(
+    results: "Sequence[Result]", topics: "Sequence[Topic]", folder: Path
+) -> list[Path]:
+    """Per dictionary the features that steer, as `PUT /v1/saes/{id}/labels` takes them."""
+    from evaluation.steering import labels_found
+
+    about, written = {topic.name: topic.about for topic in topics}, []
+    for dictionary, labels in labels_found(results).items():
+        lines = [
+            json.dumps({"feature": feature, "label": about[topic], "source": "steering report"})
+            for feature, topic in sorted(labels.items())
+        ]
+        written.append(folder / f"{dictionary}.labels.jsonl")
+        written[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return written
 
 
 def _sae(path: Path) -> dict[str, Any]:
@@ -137,8 +156,6 @@ def _texts(file: Path | None, topics: int | None) -> Split:
 
 
 def _read(file: Path) -> "list[Labelled]":
-    import json
-
     from evaluation.errors import UnreadableCases
     from evaluation.topics import Labelled
 

@@ -39,13 +39,16 @@ from service.owning import drained
 from service.patience import Desk, Patience
 from service.questions import Question
 from service.registry import Registry
+from service.registry.grammar import PUBLIC
+from service.registry.records import FeatureLabel
 from service.settings import Model, Settings
 from service.steering import Steered, Steering, reports_of
 from service.studying import Study
 from service.texts import Texts
 from service.vectors import LEARN, NO_STREAM, learning
-from service.weights import corpus_of, dictionaries_of, weights_of
+from service.weights import corpus_of, dictionaries_of, labels_of, weights_of
 from service.workbench import Adopted, Arrival
+from steerers.dictionary import Dictionary
 from steerers.planned import Bounds
 from steerers.score import REFERENCE
 
@@ -77,6 +80,7 @@ class LanguageHost(DrawsNothing):
         known = dictionaries_of(model)
         for dictionary in known:
             dictionary.check(self.hosted)
+        self._label(known, labels_of(model))
         self.engine = engine_for(
             self.hosted,
             slots=model.slots,
@@ -107,6 +111,17 @@ class LanguageHost(DrawsNothing):
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
         self.started = int(time.time())
         self._warm_up()
+
+    def _label(
+        self, known: Sequence[Dictionary], labels: Mapping[str, Sequence[FeatureLabel]]
+    ) -> None:
+        """Labels that lie beside a dictionary's files are everybody's."""
+        for dictionary in known:
+            told, kept = labels.get(dictionary.id, ()), self.registry.labels
+            there = kept.of(PUBLIC, dictionary.digest, [one.feature for one in told])
+            fresh = [one for one in told if one not in there.get(one.feature, ())]
+            if fresh:
+                kept.put(PUBLIC, dictionary.digest, fresh, actor="host")
 
     def _warm_up(self) -> None:
         """Write a token, so that ready means ready."""

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.hosted import HostedModel
-from steerers.lens import LensIndex, language_of
+from steerers.lens import TOKENS, LensIndex, language_of
 from steerers.score import Score
 
 CANDIDATES = 50
 """Features that are scored for one concept, the best lens places first."""
+_LENS_IN, _FEWEST = 32_000, 3
+"""Vocabulary from which all lens places count, and how many do in the smallest one."""
 _EMPTY_WORDS = frozenset(("a", "an", "and", "at", "by", "for", "in", "of", "on", "or", "the", "to"))
 _PIECE_LETTERS = 3
 Scores = Callable[[Sequence[int]], Mapping[int, Score]]
@@ -146,14 +148,17 @@ def candidates(
     index: LensIndex,
     concept: str = "",
     labels: Mapping[int, str] | None = None,
+    places: int | None = None,
 ) -> list[Candidate]:
     """Features whose lens has one of the tokens, or whose label has a word of the concept.
 
-    Labelled ones first, then by their place in the lens.
+    Labelled ones first, then by their place in the lens; `places` is how many of them count.
     """
     found: dict[int, Candidate] = {}
     for token in tokens:
         for feature, place in index.find(token):
+            if places is not None and place >= places:
+                break
             known = found.get(feature)
             if known is None or (known.place is not None and place < known.place):
                 found[feature] = Candidate(feature=feature, token=token, place=place)
@@ -169,6 +174,20 @@ def candidates(
     )
 
 
+def lens_places(vocabulary: int) -> int:
+    """How many lens places of a feature speak for it: 20, and fewer where words are few.
+
+    Twenty tokens of 256,000 say what a feature writes; of 2,048 they are one in a hundred, and
+    every feature has some token of every concept among them.
+    """
+    return max(_FEWEST, min(TOKENS, -(-TOKENS * vocabulary // _LENS_IN)))
+
+
+def rank(candidate: Candidate, score: Score) -> tuple[bool, float]:
+    """Smaller is better: labelled ones, then by output score."""
+    return candidate.label is None, -(score.output_score or 0.0)
+
+
 def search(  # noqa: PLR0913 - what is asked for, and where it is looked up
     hosted: HostedModel,
     concept: str,
@@ -179,7 +198,9 @@ def search(  # noqa: PLR0913 - what is asked for, and where it is looked up
     minimum: float = 0.0,
     at_most: int = CANDIDATES,
 ) -> Found:
-    """Candidates for a concept, filtered and ranked by output score.
+    """Candidates for a concept, filtered and ranked by output score, labelled ones first.
+
+    Somebody who labels a feature has seen what it does; a lens token is a guess at it.
 
     Args:
         hosted: The model whose tokenizer spells the concept.
@@ -191,13 +212,13 @@ def search(  # noqa: PLR0913 - what is asked for, and where it is looked up
         at_most: Candidates that are scored.
     """
     tokens, by_piece = tokens_of(hosted, concept)
-    every = candidates(tokens, index, concept, labels)
+    places = lens_places(language_of(hosted).vocab_size(hosted))
+    every = candidates(tokens, index, concept, labels, places)
     some = every[:at_most]
     told = scores([c.feature for c in some]) if some else {}
     ranked = sorted(
         ((c, told[c.feature]) for c in some),
-        key=lambda pair: -1.0 if pair[1].output_score is None else pair[1].output_score,
-        reverse=True,
+        key=lambda pair: rank(*pair),
     )
     reaches = [s.output_score is not None and s.output_score >= minimum for _, s in ranked]
     return Found(

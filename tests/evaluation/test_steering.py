@@ -1,5 +1,6 @@
 """Steering success: halves are kept apart, filters are subsets, and a whole run on a tiny model."""
 
+import dataclasses
 import json
 import math
 
@@ -15,6 +16,7 @@ from evaluation.steering import (
     Way,
     coherence,
     evaluate_steering,
+    labels_found,
 )
 from evaluation.steering_report import steering_markdown, write_steering
 from evaluation.steering_ways import (
@@ -164,6 +166,15 @@ def test_filters_are_subsets_with_their_coverage_beside_them(report):
     assert lines["input score >= 0.1"].score.value == pytest.approx(0.2)
     assert lines["mean-difference vector"].score.value == pytest.approx(0.55)  # 0.5 was chosen
     assert lines["prompting"].score is None
+
+
+def test_features_that_were_seen_to_steer_are_labelled_with_what_they_do_best():
+    def named(name, topic, score):
+        return dataclasses.replace(result(topic, score), name=name)
+
+    results = [named("d/3", "sea", 0.9), named("d/3", "winter", 0.6), named("e/1", "sea", 0.4)]
+    results.append(dataclasses.replace(named("d/4", "sea", 0.9), coherence=0.1))
+    assert labels_found(results) == {"d": {3: "sea"}}
 
 
 def test_the_report_on_paper_says_the_same(report, tmp_path):

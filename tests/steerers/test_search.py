@@ -3,7 +3,7 @@ import torch
 
 from steerers.lens import LensIndex
 from steerers.score import Score
-from steerers.search import candidates, forms, search, tokens_of, words_of
+from steerers.search import candidates, forms, lens_places, search, tokens_of, words_of
 
 
 def score(feature, output):
@@ -74,6 +74,22 @@ def test_what_is_found_is_filtered_and_ranked_by_output_score(llama):
     told = found.as_dict()
     assert (told["candidates"], told["total"], told["by_piece"]) == (3, 3, False)
     assert told["dropped"][0]["output_score"] == 0.02
+
+
+def test_a_label_goes_before_a_lens_token(llama):
+    token = tokens_of(llama, "cat")[0][0]
+    index = index_of([[token, 1], [2, 3]])
+    scores, _ = scored({0: 0.9, 1: 0.2})
+    found = search(llama, "cat", index, scores, labels={1: "cats"}, minimum=0.1)
+    assert [c.feature for c, _ in found.kept] == [1, 0]
+
+
+def test_where_words_are_few_only_the_first_of_the_lens_speak_for_a_feature():
+    assert lens_places(2_048) == 3
+    assert lens_places(16_000) == 10
+    assert lens_places(256_000) == 20
+    index = index_of([[1, 2, 7], [7, 1, 2]])
+    assert [c.feature for c in candidates([7], index, places=2)] == [1]
 
 
 def test_only_so_many_are_scored_and_nobody_is_asked_for_none(llama):

@@ -205,6 +205,12 @@ def test_a_may_be_the_requests_own(llama, shelf):
 # --- concepts ------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def wide(monkeypatch):
+    """The toy has a few features: all twenty lens places of each count."""
+    monkeypatch.setattr("steerers.search._FEWEST", 20)
+
+
 def word_of(llama, shelf):
     """A word that some feature's lens promotes, and what a search for it finds."""
     from steerers.search import search
@@ -216,6 +222,7 @@ def word_of(llama, shelf):
     raise AssertionError("no feature writes any of the toy's words")
 
 
+@pytest.mark.usefixtures("wide")
 def test_a_concept_becomes_its_best_features(llama, shelf):
     word, found = word_of(llama, shelf)
     asked = SAE(concept=word, count=2, strength=1.0, mode="raw", min_output_score=0.0)
@@ -233,6 +240,7 @@ def test_a_label_is_enough(llama, shelf):
     assert [f["feature"] for f in planned.report["features"]] == [5]
 
 
+@pytest.mark.usefixtures("wide")
 def test_a_concept_whose_features_do_not_steer_is_refused_with_its_coverage(llama, shelf):
     word, found = word_of(llama, shelf)
     with pytest.raises(errors.ConceptNotCovered) as refused:
