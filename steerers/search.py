@@ -17,7 +17,7 @@ from steerers.score import Score
 CANDIDATES = 50
 """Features that are scored for one concept, the best lens places first."""
 _LENS_IN, _FEWEST = 32_000, 3
-"""Vocabulary from which all lens places count, and how many do in the smallest one."""
+"""Vocabulary from which all lens places speak for a feature, and how many do in the smallest."""
 _EMPTY_WORDS = frozenset(("a", "an", "and", "at", "by", "for", "in", "of", "on", "or", "the", "to"))
 _PIECE_LETTERS = 3
 Scores = Callable[[Sequence[int]], Mapping[int, Score]]
@@ -148,17 +148,14 @@ def candidates(
     index: LensIndex,
     concept: str = "",
     labels: Mapping[int, str] | None = None,
-    places: int | None = None,
 ) -> list[Candidate]:
     """Features whose lens has one of the tokens, or whose label has a word of the concept.
 
-    Labelled ones first, then by their place in the lens; `places` is how many of them count.
+    Labelled ones first, then by their place in the lens.
     """
     found: dict[int, Candidate] = {}
     for token in tokens:
         for feature, place in index.find(token):
-            if places is not None and place >= places:
-                break
             known = found.get(feature)
             if known is None or (known.place is not None and place < known.place):
                 found[feature] = Candidate(feature=feature, token=token, place=place)
@@ -174,18 +171,20 @@ def candidates(
     )
 
 
-def lens_places(vocabulary: int) -> int:
+def lens_places(hosted: HostedModel) -> int:
     """How many lens places of a feature speak for it: 20, and fewer where words are few.
 
     Twenty tokens of 256,000 say what a feature writes; of 2,048 they are one in a hundred, and
     every feature has some token of every concept among them.
     """
+    vocabulary = language_of(hosted).vocab_size(hosted)
     return max(_FEWEST, min(TOKENS, -(-TOKENS * vocabulary // _LENS_IN)))
 
 
-def rank(candidate: Candidate, score: Score) -> tuple[bool, float]:
-    """Smaller is better: labelled ones, then by output score."""
-    return candidate.label is None, -(score.output_score or 0.0)
+def rank(candidate: Candidate, score: Score, places: int) -> tuple[bool, bool, float]:
+    """Smaller is better: labelled ones, then those whose place speaks for them, then by score."""
+    spoken_for = candidate.place is not None and candidate.place < places
+    return candidate.label is None, not spoken_for, -(score.output_score or 0.0)
 
 
 def search(  # noqa: PLR0913 - what is asked for, and where it is looked up
@@ -198,7 +197,7 @@ def search(  # noqa: PLR0913 - what is asked for, and where it is looked up
     minimum: float = 0.0,
     at_most: int = CANDIDATES,
 ) -> Found:
-    """Candidates for a concept, filtered and ranked by output score, labelled ones first.
+    """Candidates for a concept, filtered by output score; the best first, as `rank` says.
 
     Somebody who labels a feature has seen what it does; a lens token is a guess at it.
 
@@ -212,13 +211,13 @@ def search(  # noqa: PLR0913 - what is asked for, and where it is looked up
         at_most: Candidates that are scored.
     """
     tokens, by_piece = tokens_of(hosted, concept)
-    places = lens_places(language_of(hosted).vocab_size(hosted))
-    every = candidates(tokens, index, concept, labels, places)
+    places = lens_places(hosted)
+    every = candidates(tokens, index, concept, labels)
     some = every[:at_most]
     told = scores([c.feature for c in some]) if some else {}
     ranked = sorted(
         ((c, told[c.feature]) for c in some),
-        key=lambda pair: rank(*pair),
+        key=lambda pair: rank(*pair, places),
     )
     reaches = [s.output_score is not None and s.output_score >= minimum for _, s in ranked]
     return Found(

@@ -34,7 +34,7 @@ from steerers.input_score import MOST_ACTIVE_WITHOUT
 from steerers.lens import language_of
 from steerers.planned import Planned, Request, Steered, checked, finite, shifts, spans, weighed
 from steerers.score import USABLE, Neutral, Score
-from steerers.search import Found, rank, search
+from steerers.search import Found, lens_places, rank, search
 from steerers.shelf import Shelf
 
 Mode = Literal["amp", "max", "raw", "unit", "clamp", "min_clamp", "multiply", "ablate"]
@@ -181,7 +181,8 @@ class _Plan:
         usable = [(n, c, s) for n, told in found.items() for c, s in told.kept]
         if not usable and self.settings.on_low_score != "reject":
             usable = [(n, c, s) for n, told in found.items() for c, s in told.dropped]
-        usable.sort(key=lambda one: rank(one[1], one[2]))
+        places = lens_places(self.hosted)
+        usable.sort(key=lambda one: rank(one[1], one[2], places))
         if not usable:
             best = max((t.best for t in found.values() if t.best is not None), default=None)
             total = sum(len(told.dropped) for told in found.values())

@@ -84,12 +84,13 @@ def test_a_label_goes_before_a_lens_token(llama):
     assert [c.feature for c, _ in found.kept] == [1, 0]
 
 
-def test_where_words_are_few_only_the_first_of_the_lens_speak_for_a_feature():
-    assert lens_places(2_048) == 3
-    assert lens_places(16_000) == 10
-    assert lens_places(256_000) == 20
-    index = index_of([[1, 2, 7], [7, 1, 2]])
-    assert [c.feature for c in candidates([7], index, places=2)] == [1]
+def test_where_words_are_few_only_the_first_of_the_lens_speak_for_a_feature(llama):
+    assert lens_places(llama) == 3  # of twenty, in a vocabulary of a few hundred
+    token = tokens_of(llama, "cat")[0][0]
+    index = index_of([[1, 2, 3, token], [token, 1, 2, 3]])
+    scores, _ = scored({0: 0.9, 1: 0.2})
+    found = search(llama, "cat", index, scores)
+    assert [c.feature for c, _ in found.kept] == [1, 0]
 
 
 def test_only_so_many_are_scored_and_nobody_is_asked_for_none(llama):

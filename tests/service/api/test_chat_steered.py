@@ -163,7 +163,7 @@ def test_a_prompt_of_its_own_gives_another_a_max(speaking):
         ({"strength": 1}, 422, "bad_steering"),
         ({"concept": "sea", "strength": 1, **feature()}, 422, "bad_steering"),
         ({"preset": "winter", "mode": "amp"}, 422, "bad_steering"),
-        ({"preset": "winter"}, 404, "unknown_edit"),
+        ({"preset": "never-made"}, 404, "unknown_edit"),
         ({"vectors": [{"name": "nobody"}]}, 404, "unknown_edit"),
         ({"concept": "zyzzyva", "strength": 1}, 422, "concept_not_covered"),
         ([feature()] * 17, 422, "too_much"),

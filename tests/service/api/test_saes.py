@@ -1,5 +1,6 @@
 """Dictionaries over REST, on a tiny Llama and a random SAE."""
 
+import itertools
 import json
 from dataclasses import asdict
 
@@ -145,13 +146,15 @@ def test_features_are_found_by_a_token_that_they_promote(http):
 
 def test_a_concept_gives_what_steering_would_choose_from(http):
     page = found(http, concept="King", min_output_score=0.0)
-    scores = [one["scores"]["output_score"] for one in page["data"]]
-    assert scores == sorted(scores, reverse=True)
+    scores = {one["feature"]: one["scores"]["output_score"] for one in page["data"]}
+    # Two falling lines: features whose first lens places speak for them, then the others.
+    assert sum(a < b for a, b in itertools.pairwise(scores.values())) <= 1
     told = page["search"]
     assert told["candidates"] == told["kept"] + len(told["dropped"])
     assert told["kept"] > 0
-    strict = found(http, concept="King", min_output_score=scores[0])
-    assert [one["feature"] for one in strict["data"]] == [page["data"][0]["feature"]]
+    best = max(scores, key=lambda feature: scores[feature])
+    strict = found(http, concept="King", min_output_score=scores[best])
+    assert [one["feature"] for one in strict["data"]] == [best]
     assert strict["search"]["coverage"] == pytest.approx(1 / told["candidates"])
 
 
