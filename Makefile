@@ -35,8 +35,8 @@ demo: $(READY)   ## Serve the miniature, change a president, look at the picture
 serve: $(READY)  ## Serve on http://127.0.0.1:8311 (Ray Serve)
 	$(BIN)/tiller serve
 
-test: $(READY) postgres   ## All tests: plain ones first, then the few that start Ray
-	$(BIN)/pytest
+test: $(READY) postgres   ## All tests: plain ones first, two files at a time, then the few that start Ray
+	$(BIN)/pytest -n 2 --dist loadfile
 	$(BIN)/pytest -m cluster
 
 test-fast: $(READY)
