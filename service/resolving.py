@@ -7,7 +7,7 @@ from typing import Any
 from service.errors import EditTwice, PresetStrength, UnknownModel, WrongKind, WrongModel
 from service.orders import FeatureOrder, PresetOrder, SteeringOrder, VectorOrder
 from service.registry import Registry
-from service.registry.errors import UnknownVariant
+from service.registry.errors import BadReference, UnknownVariant
 from service.registry.records import Variant, Version
 from service.schema import EditUse
 from service.schema_language import SteeringBody, SteeringSettings
@@ -66,6 +66,7 @@ class Resolver:
 
         Raises:
             UnknownModel: Neither a hosted model nor a variant.
+            BadReference: Nothing stands behind a `+`.
             UnknownEdit: No such name, version or alias in the tenant or in `public`.
             VersionRetired, VersionBlocked: It may not be used any more.
             WrongModel: It was made for another model.
@@ -73,6 +74,8 @@ class Resolver:
             EditTwice: Two names of one version.
         """
         base, *appended = model.split("+")
+        if not all(appended):
+            raise BadReference("")
         named = [EditUse(name=text) for text in appended]
         variant = None
         if base not in self.hosted:

@@ -138,9 +138,8 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        list[Part] | None,
+        Annotated[list[Part], Field(max_length=1000)] | None,
         BeforeValidator(_parts, json_schema_input_type=str | list[Part] | None),
-        Field(max_length=1000),
     ] = None
     refusal: None = None
     audio: None = None

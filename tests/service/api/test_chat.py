@@ -289,3 +289,20 @@ def test_the_card_says_what_the_model_is(speaking):
     assert card["context"] >= card["capacity"] > 0
     assert card["streams"] == {"lm": 4} or card["streams"]["lm"] > 0
     assert card["methods"]["sae"]["applies"] is True
+
+
+@pytest.mark.parametrize("model", ["tiny-lm+", "tiny-lm++", "+"])
+def test_nothing_behind_a_plus_is_refused(speaking, model):
+    told = speaking.post("/v1/chat/completions", json={"model": model, "messages": USER})
+    assert told.status_code in (404, 422), told.text
+
+
+def test_a_message_without_words_is_refused_and_an_earlier_empty_answer_is_not_a_crash(speaking):
+    body = {"model": "tiny-lm", "max_tokens": 2}
+    for role in ("user", "assistant"):
+        messages = [{"role": role, "content": None}, *USER]
+        told = speaking.post("/v1/chat/completions", json={**body, "messages": messages})
+        assert told.status_code < 500, told.text
+
+
+USER = [{"role": "user", "content": "the king"}]
