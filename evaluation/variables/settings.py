@@ -1,0 +1,106 @@
+"""What a study of a causal variable is asked for; the benchmark's own recipes by task."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen
+
+from evaluation.variables.objective import Coefficients
+from evaluation.variables.training import Recipe
+from evaluation.variables.trials import BUDGET
+from evaluation.variables.units import Unit
+
+Kind = Literal["full", "das", "dbm", "pca", "svd", "dbm_pca", "dbm_svd", "sae", "dbm_sae"]
+Control = Literal["full", "random_features", "no_op"]
+Metric = Literal["iia", "logit_difference"]
+LEARNED: frozenset[Kind] = frozenset({"das", "dbm", "dbm_pca", "dbm_svd", "dbm_sae"})
+FITTED: frozenset[Kind] = LEARNED | {"pca", "svd"}
+"""Kinds that look at rows before they are scored, on other rows."""
+OF_SAE: frozenset[Kind] = frozenset({"sae", "dbm_sae"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Featurizing:
+    """Which features of a unit are swapped.
+
+    Attributes:
+        kind: `full` the whole unit; `das` n learned directions; `dbm` coordinates under a learned
+            mask; `pca` and `svd` the n leading directions, `dbm_pca` and `dbm_svd` a mask over
+            them; `sae` named features, or all; `dbm_sae` a mask over an SAE's features.
+        n: Directions; None is min(16, half of the unit) for `das`, else all there are.
+        saes: Ids of SAEs, each for the layer of its own site.
+        features: Of the SAE, for `sae`; empty is all.
+    """
+
+    kind: Kind = "das"
+    n: Annotated[int, Ge(1), Le(65536)] | None = None
+    saes: Annotated[tuple[str, ...], MaxLen(1000)] = ()
+    features: Annotated[tuple[Annotated[int, Ge(0)], ...], MaxLen(10000)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariableStudy:
+    """Where does a variable sit?
+
+    Attributes:
+        variable: As the rows name it.
+        units: What is swapped, one by one; `sweep` is the stream at all layers and positions.
+        jointly: Whether all units are swapped together, as one place (the indirect object's heads).
+        layers, positions: What a sweep is confined to; empty is all.
+        metric: `iia`, or the squared error of the logit difference (lower is better).
+        checker: How an answer is compared, see `objective.CHECKERS`.
+        new_tokens: That are written, and how many tokens of the answer are trained.
+        coefficients: Of the logit difference; None fits them to full swaps of the training rows.
+        controls: What is measured beside it.
+        held_out: Share of each set that is scored; the rest trains. Kinds that fit nothing are
+            scored on all rows, and so is everything if the caller brings rows of both kinds.
+        seed: Of the split, of every start, of the batches' order and of random features.
+        budget: Bytes of clean activations that are kept.
+    """
+
+    variable: Annotated[str, MaxLen(200)]
+    units: Annotated[tuple[Unit, ...], MaxLen(4096)] | Literal["sweep"] = "sweep"
+    jointly: bool = False
+    layers: tuple[int, ...] = ()
+    positions: tuple[str, ...] = ()
+    featurizer: Featurizing = field(default_factory=Featurizing)
+    metric: Metric = "iia"
+    checker: Literal["contains", "contains_word", "same_number"] = "contains"
+    new_tokens: Annotated[int, Ge(1), Le(8)] = 1
+    coefficients: Coefficients | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    controls: tuple[Control, ...] = ("full", "random_features", "no_op")
+    held_out: Annotated[float, Gt(0), Lt(1)] = 0.5
+    seed: int = 0
+    budget: Annotated[int, Ge(0)] = BUDGET
+
+
+IOI_HEADS = ((7, 3), (7, 9), (8, 6), (8, 10))
+"""(layer, head) of GPT-2 small that are swapped jointly."""
+_EPOCHS_AND_BATCH: Mapping[str, tuple[int, int]] = {
+    "4_answer_MCQA": (8, 64),
+    "ARC_easy": (2, 48),
+    "arithmetic": (1, 256),
+    "ravel_task": (1, 128),
+    "ioi_task": (2, 256),
+}
+
+
+def benchmark_recipe(task: str, variable: str, model_class: str, width: int) -> tuple[Recipe, int]:
+    """The benchmark's own recipe and n, by its names of task, variable and class.
+
+    Args:
+        task: A key of the submission's folders, `4_answer_MCQA`, ...
+        variable: Of the task.
+        model_class: `GPT2LMHeadModel`, `LlamaForCausalLM`, ...
+        width: Of the unit.
+    """
+    epochs, batch = _EPOCHS_AND_BATCH[task]
+    llama = model_class == "LlamaForCausalLM"
+    if task == "ioi_task":
+        size = 1024 if model_class == "GPT2LMHeadModel" else batch
+        return Recipe(epochs=epochs, batch=size, rate=1.0), min(32, width)
+    if task == "ravel_task":
+        return Recipe(epochs=epochs, batch=48 if llama else batch), min(512 if llama else 288, width)
+    return Recipe(epochs=epochs, batch=batch), width // 2 if variable == "answer" else min(16, width)
