@@ -1,8 +1,8 @@
 """Run every `bench_*.py`, show the figures, and keep them in `docs/`.
 
-Each file has `run() -> list[Figure]`; what it may be told (`model`, `device`, `smoke`) are
-parameters of that function. A bench that breaks does not end the others. Exit status: 1 if one
-broke or a target was missed.
+Each file has `run()`, which returns or yields `Figure`s; what it may be told (`model`, `device`,
+`smoke`, `seconds`) are parameters of that function. A bench that breaks does not end the others,
+and keeps the figures that it yielded before. Exit status: 1 if one broke or a target was missed.
 """
 
 import argparse
@@ -11,7 +11,8 @@ import inspect
 import pkgutil
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ BY_NAME_ONLY = {"gpu"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for."""
     asked = _arguments(arguments)
-    told = {"model": asked.model, "device": asked.device, "smoke": asked.smoke}
+    told = {name: getattr(asked, name) for name in ("model", "device", "smoke", "seconds")}
     names = asked.only or [n for n in every_name() if n not in BY_NAME_ONLY]
-    page = None if asked.smoke else Page(DOCS)
+    page = Page(asked.out or DOCS) if asked.out or not asked.smoke else None
     return run_all(names, load, told, page, Console(width=120))
 
 
@@ -43,7 +44,7 @@ def run_all(
     page: Page | None,
     console: Console,
 ) -> int:
-    """Run the benches one after another; each section is written as soon as it is there.
+    """Run the benches one after another; each figure is written as soon as it is there.
 
     Args:
         names: Of the benches.
@@ -54,26 +55,45 @@ def run_all(
     """
     broken, missed = [], []
     for name in names:
+        title, figures = name, list[Figure]()
         try:
             module = find(name)
-            taken = inspect.signature(module.run).parameters
-            figures = module.run(**{k: v for k, v in told.items() if k in taken and v is not None})
+            for title, figure in _told(name, module, told, console):
+                figures.append(figure)
+                if page is not None:
+                    page.put(title, _section(module, figures))
         except NotHere as lacking:
             console.print(f"{name}: {lacking}", markup=False)
             broken.append(name)
         except Exception:  # noqa: BLE001 - the other benches are still worth running
             console.print_exception()
             broken.append(name)
-        else:
-            title = f"{name} on {told['device']}" if "device" in taken else name
+        if figures:
             console.print(table(title, figures))
-            missed += [f"{title}: {f.name}" for f in figures if f.passed is False]
-            if page is not None:
-                page.put(title, _section(module, figures))
-    for what, which in (("Broken", broken), ("Missed", missed)):
+        missed += [f"{title}: {f.name}" for f in figures if f.passed is False]
+    _name(console, Broken=broken, Missed=missed)
+    return int(bool(broken or missed))
+
+
+def _name(console: Console, **found: Sequence[str]) -> None:
+    for what, which in found.items():
         if which:
             console.print(f"{what}: {'; '.join(which)}", markup=False)
-    return int(bool(broken or missed))
+
+
+def _told(
+    name: str, module: Any, told: Mapping[str, Any], console: Console
+) -> Iterator[tuple[str, Figure]]:
+    """The section's title with each figure; those that come one by one are shown as they come."""
+    taken, started = inspect.signature(module.run).parameters, time.monotonic()
+    title = f"{name} on {told['device']}" if "device" in taken else name
+    found = module.run(**{k: v for k, v in told.items() if k in taken and v is not None})
+    for figure in found:
+        if inspect.isgenerator(found):
+            what, value, *_ = figure.cells
+            console.print(f"{time.monotonic() - started:7.1f} s  {what}: {value}", markup=False)
+            console.file.flush()
+        yield title, figure
 
 
 def load(name: str) -> Any:
@@ -88,8 +108,9 @@ def every_name() -> list[str]:
 
 
 def _section(module: Any, figures: Sequence[Figure]) -> Section:
+    machine = module.machine() if hasattr(module, "machine") else ""
     return Section(
-        about=" ".join((module.__doc__ or "").split()),
+        about=" ".join(((module.__doc__ or "") + machine).split()),
         command=shlex.join(["python", "-m", "benches", *sys.argv[1:]]),
         when=datetime.now(UTC).date().isoformat(),
         figures=figures,
@@ -101,7 +122,9 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("only", nargs="*", metavar="NAME", help=f"of {', '.join(every_name())}")
     parser.add_argument("--model", type=Path, help="a model folder; the miniature if not given")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--smoke", action="store_true", help="small sizes; nothing is written")
+    parser.add_argument("--smoke", action="store_true", help="small sizes; written to --out only")
+    parser.add_argument("--out", type=Path, help="the folder to write to; docs/ if not given")
+    parser.add_argument("--seconds", type=float, help="no further part is begun after so many")
     return parser.parse_args(given)
 
 

@@ -49,6 +49,7 @@ class Page:
 
     def put(self, title: str, section: Section) -> None:
         """Write this section; the others stay."""
+        self.text.parent.mkdir(parents=True, exist_ok=True)
         sections = {**self.read(), title: section}
         told = {
             name: {**asdict(of), "figures": [figure.as_dict() for figure in of.figures]}

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 _PROJECTIONS = ("attn2.to_k", "attn2.to_v")
@@ -35,7 +36,8 @@ class _Remembering:
 
         They belong to an engine, which never writes into them.
         """
-        if not texts.is_inference():
+        # A compiled denoiser stays one graph: it cannot look at which tensor it was handed.
+        if torch.compiler.is_compiling() or not texts.is_inference():
             return self.project(texts)
         if self.last is not None and self.last[0]() is texts:
             return self.last[1]

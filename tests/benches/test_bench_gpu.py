@@ -12,14 +12,14 @@ from benches.shapes import SD15, SMALL, save_shape
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch.compile tells what it does
 def test_all_of_it_runs_on_a_small_shape_without_a_gpu():
-    found = bench_gpu.run("cpu", smoke=True)
+    found = list(bench_gpu.run("cpu", smoke=True))
     assert all(math.isfinite(figure.value) for figure in found)
     assert len({figure.name for figure in found}) == len(found) >= 15
 
 
 def test_the_whole_shape_asks_for_a_gpu():
     with pytest.raises(NotHere, match="CPU"):
-        bench_gpu.run("cpu")
+        list(bench_gpu.run("cpu"))
 
 
 def test_the_shape_is_the_published_one():
@@ -40,3 +40,24 @@ def test_weights_are_saved_in_the_type_that_was_asked_for(tmp_path):
     assert torch.get_default_dtype() == torch.float32
     size = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
     assert 1e5 < size < 1e7
+
+
+def test_a_part_that_breaks_and_a_part_too_late_leave_the_other_figures(monkeypatch):
+    def broken(_bench, _sizes):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(bench_gpu, "PARTS", (broken, bench_gpu.against_none))
+    names = []
+    with pytest.raises(ExceptionGroup) as told:
+        keep(bench_gpu.run("cpu", smoke=True), names)
+    assert "8 rows with 8 edits / 8 unedited, pictures per second" in names
+    assert [type(e) for e in told.value.exceptions] == [RuntimeError]
+    monkeypatch.setattr(bench_gpu, "PARTS", (bench_gpu.against_none,))
+    with pytest.raises(ExceptionGroup, match="parts without figures"):
+        list(bench_gpu.run("cpu", smoke=True, seconds=0.0))
+
+
+def keep(figures, names):
+    """Names, as long as there are any."""
+    for figure in figures:
+        names.append(figure.name)

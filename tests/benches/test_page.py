@@ -146,3 +146,16 @@ def test_without_cuda_the_gpu_bench_says_so(monkeypatch, capsys):
     assert main(["gpu", "--device", "cuda"]) == 1
     told = " ".join(capsys.readouterr().out.split())
     assert "There is no CUDA device on this machine." in told and "Traceback" not in told
+
+
+def test_figures_that_came_before_a_bench_broke_are_kept(tmp_path):
+    def run(device):
+        yield Figure(name=f"first on {device}", value=1.0)
+        raise RuntimeError("the device was lost")
+
+    console, page = Console(file=io.StringIO(), width=200), Page(tmp_path / "new" / "folder")
+    module = types.SimpleNamespace(run=run, __doc__="How.", machine=lambda: " On one card.")
+    assert run_all(["gpu"], lambda _name: module, {"device": "cpu"}, page, console) == 1
+    assert "0.0 s  first on cpu: 1" in console.file.getvalue()
+    kept = page.read()["gpu on cpu"]
+    assert [f.name for f in kept.figures] == ["first on cpu"] and kept.about == "How. On one card."
