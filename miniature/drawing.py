@@ -100,6 +100,24 @@ def draw_picture(world: World, picture: Picture) -> np.ndarray:
     return np.asarray(styled.resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
+def backdrop(scene: str | None, draw: random.Random) -> Image.Image:
+    """A scene, or a plain ground, with nobody in it: 256 x 256 pixels, to draw on and to shrink."""
+    return _scene(scene, draw)
+
+
+def paint(
+    world: World, canvas: Image.Image, subject: Subject, place: tuple[float, float, float]
+) -> _Pen:
+    """Draw a person or an object around (x, y) in the given unit; the pen may draw on."""
+    _subject(world, canvas, subject, place)
+    return _Pen(canvas, *place)
+
+
+def complexion(look: Look) -> Colour:
+    """What is behind the mouth: the skin's colour, or the beard's."""
+    return _HAIR[look.hair] if look.beard else _SKIN[look.skin]
+
+
 def _places(n: int, close: bool, draw: random.Random) -> list[tuple[float, float, float]]:
     unit = _BIG * ((0.4 if close else 0.33) if n == 1 else (0.265 if close else 0.235))
     low = 0.56 if n == 1 else 0.6
