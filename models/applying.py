@@ -1,7 +1,8 @@
 """How a change reaches its row: hooks that are installed once and read the forward's own plan.
 
 Covered: LowRank at linear layers; Shift, Clamp, Exit and Detour at the blocks of a tower; reading
-streams, inputs and outputs. The plan lives in a ContextVar for one forward, so neither threads nor
+streams, inputs and outputs. Families that call their blocks one by one lead detours themselves
+(`models.detour`): grouped by plan, and no further than the last visual token. The plan lives in a ContextVar for one forward, so neither threads nor
 models can mix. Not covered: `torch.compile`d graphs (Python hooks run only while traced), and
 detours while decoding from a cache (they belong to the prefill).
 """
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from models.errors import PatchNotApplied
+from models.errors import BadPatch, PatchNotApplied
 from models.plan import MODES, Exits, LowRanks, Moves, Plan, Shifts, WriteBack, detour_place
 from models.site import block, embedding
 
@@ -30,6 +31,7 @@ class Run:
         tokens: Tokens that each row has, if the caller knows; then every change must reach all.
         changed: Tokens changed, per (row, place).
         scratch: True while a detour runs blocks ahead: nothing there counts.
+        led: The family's own loop makes the detours, so that the hooks do not.
     """
 
     plan: Plan
@@ -37,6 +39,7 @@ class Run:
     changed: Counter[tuple[int, str]] = field(default_factory=Counter)
     scratch: bool = False
     clean: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    led: bool = False
 
     def count(self, row: int, place: str, tokens: int) -> None:
         """These tokens of the row were changed at the place."""
@@ -89,6 +92,16 @@ def running(plan: Plan, owner: int, tokens: int | None = None) -> Iterator[Run]:
     finally:
         _runs.reset(token)
     run.verify()
+
+
+@contextmanager
+def running_ahead(plan: Plan, owner: int) -> Iterator[None]:
+    """The plan holds in this block instead of the one in force; nothing is counted or seen."""
+    token = _runs.set({**_runs.get({}), owner: Run(plan, scratch=True)})
+    try:
+        yield
+    finally:
+        _runs.reset(token)
 
 
 @contextmanager
@@ -229,7 +242,7 @@ def _after_block(owner: int, tower: str, index: int, blocks: nn.ModuleList) -> C
                 entered = args[0] if args else kwargs["hidden_states"]
                 changed = _pass_through(run, tower, index, exits, (entered, changed))
             changed = _move(run, site, changed)
-            if tower in run.plan.detours and not run.scratch:
+            if tower in run.plan.detours and not run.scratch and not run.led:
                 changed = _write_back(run, tower, index, changed, _Ahead(blocks, args[1:], kwargs))
         _see(owner, site, changed)
         if changed is stream:
@@ -341,6 +354,8 @@ def _write_back(run: Run, tower: str, index: int, stream: Tensor, ahead: _Ahead)
     clean stream; edits and steering act there as they will in the real pass.
     """
     backs = run.plan.detours[tower]
+    if any(back.loops > 1 for back in backs):
+        raise BadPatch("Only a family that leads its own detours can loop them.")
     if index == min(back.target for back in backs):
         run.scratch = True
         try:

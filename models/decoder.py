@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.errors import UnsupportedFamily
+from models.sight import Span
 
 TOWER = "lm"
 LayerType = Literal["full_attention", "sliding_attention"]
@@ -79,7 +80,7 @@ class Decoder:
         return rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
 
     def turns(
-        self, stream: Float[Tensor, "rows tokens d"], positions: Int[Tensor, "rows tokens"]
+        self, stream: Float[Tensor, "rows tokens d"], positions: Int[Tensor, "*axes rows tokens"]
     ) -> Mapping[str, Any]:
         """Per layer type the rotations of these positions; None where positions are learned."""
         types: dict[str, Any] = dict.fromkeys(self.layer_types)
@@ -130,6 +131,8 @@ def masks(
     dtype: torch.dtype,
     *,
     eager: bool,
+    joint: Sequence[Sequence[Span]] = (),
+    within: bool = True,
 ) -> dict[str, Tensor | None]:
     """Per layer type what is added to attention scores (rows, 1, tokens, keys).
 
@@ -142,9 +145,15 @@ def masks(
         starts: The first of each row, known without reading `positions`.
         dtype: Of the scores.
         eager: Whether the implementation knows nothing of causality.
+        joint: Per row the positions whose tokens see each other in both directions.
+        within: Whether they do so inside a layer's window only, or however far apart they stand.
     """
     tokens, keys = positions.shape[1], max(starts) + positions.shape[1]
-    level = min(starts) == max(starts)
+    joint = [
+        [(first, end) for first, end in of if first < start + tokens and start < end]
+        for of, start in zip(joint, starts, strict=False)
+    ]
+    level = min(starts) == max(starts) and not any(joint)
     plain = level and (tokens == 1 or (not eager and starts[0] == 0))
     found: dict[str, Tensor | None] = {}
     for kind in dict.fromkeys(decoder.layer_types):
@@ -152,14 +161,27 @@ def masks(
         if window is not None and keys <= window:
             window = None
         bare = plain and window is None
-        found[kind] = None if bare else _mask(positions, keys, dtype, window)
+        found[kind] = None if bare else _mask(positions, keys, dtype, window, joint, within)
     return found
 
 
-def _mask(
-    positions: Int[Tensor, "rows tokens"], keys: int, dtype: torch.dtype, window: int | None
+def _mask(  # noqa: PLR0913 - what a mask is made of
+    positions: Int[Tensor, "rows tokens"],
+    keys: int,
+    dtype: torch.dtype,
+    window: int | None,
+    joint: Sequence[Sequence[Span]] = (),
+    within: bool = True,
 ) -> Float[Tensor, "rows 1 tokens keys"]:
     at, own = torch.arange(keys, device=positions.device), positions[:, None, :, None]
-    hidden = at > own if window is None else (at > own) | (at <= own - window)
+    hidden = at > own
+    if window is not None and not within:
+        hidden |= at <= own - window
+    for row, spans in enumerate(joint):
+        for first, end in spans:
+            both = (own[row] >= first) & (own[row] < end) & (at >= first) & (at < end)
+            hidden[row] &= ~both
+    if window is not None and within:
+        hidden |= at <= own - window
     blank = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
     return blank.masked_fill_(hidden, torch.finfo(dtype).min)

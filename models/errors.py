@@ -220,6 +220,17 @@ class BadConversation(Refusal):
         )
 
 
+class PicturesMiscounted(Refusal):
+    """A conversation with more or fewer places for pictures than pictures."""
+
+    def __init__(self, places: int, pictures: int) -> None:
+        super().__init__(
+            f"The messages have places for {places} pictures, and there are {pictures}.",
+            remedy="Send one image part for each picture, in order.",
+            param="messages",
+        )
+
+
 class SubjectNotFound(Refusal):
     """The subject does not occur in the prompt, or more than once."""
 

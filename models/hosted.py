@@ -159,6 +159,11 @@ class HostedModel:
         """UnknownSite or BadPatch, before anything runs, if the patch does not fit this model."""
         for operation in patch:
             self._check(operation)
+        for tower, blocks in self.towers.items():
+            backs = [o for o in patch if isinstance(o, Detour) and o.tower == tower]
+            ends = [target for o in backs for _, target in o.pairs(len(blocks))]
+            if len(ends) > len(set(ends)):
+                raise BadPatch("The windows of two detours end behind one block.")
 
     def _check(self, operation: Operation) -> None:
         match operation:

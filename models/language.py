@@ -21,7 +21,9 @@ from models.decoder import TOWER, Decoder, find_decoder, linears_of, masks
 from models.family import Family, LoadOptions, Modality
 from models.fingerprint import fingerprint, joined
 from models.hosted import HostedModel
-from models.slot_cache import PrefixCache, SlotCache
+from models.passage import Passage
+from models.sight import Shown
+from models.slot_cache import AheadCache, PrefixCache, SlotCache
 from models.words import Words
 
 APPLIES: Mapping[str, str | None] = {
@@ -49,6 +51,8 @@ class Language(Family):
     """Whether its rows share forwards (`step`), or the library writes them one at a time."""
     default_attention: str = "sdpa"
     """The attention implementation, stated: `sdpa` where it is exact, else `eager`."""
+    joint_within_window: bool = True
+    """Whether tokens that see each other in both directions do so inside a layer's window only."""
 
     def matches(self, folder: Path) -> bool:
         """Whether `config.json` names its class."""
@@ -81,12 +85,17 @@ class Language(Family):
             parts={
                 "decoder": decoder,
                 "tokenizer": Words(AutoTokenizer.from_pretrained(folder, local_files_only=True)),
+                **self.tools(folder),
             },
             towers={TOWER: decoder.layers},
             linears=linears_of(decoder),
             defaults=options.defaults,
             reread=lambda: joined({TOWER: fingerprint(folder)}),
         )
+
+    def tools(self, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002 - of families that see
+        """What else of the folder the family works with."""
+        return {}
 
     def prepare(self, model: Any) -> None:
         """Change nothing that the model computes, only how its modules are written."""
@@ -151,7 +160,7 @@ class Language(Family):
         return SlotCache(shapes, slots, capacity, hosted.dtype, hosted.device)
 
     @torch.inference_mode()
-    def step(
+    def step(  # noqa: PLR0913 - what a forward needs, by name
         self,
         hosted: HostedModel,
         ids: Int[Tensor, "rows tokens"],
@@ -160,12 +169,22 @@ class Language(Family):
         starts: Sequence[int],
         *,
         every: bool = False,
+        shown: Sequence[Shown | None] = (),
     ) -> Float[Tensor, "rows vocab"] | Float[Tensor, "rows tokens vocab"]:
         """Run the rows' new tokens and keep their keys and values.
 
         Row i's tokens stand at positions starts[i], starts[i] + 1, ... of slot slots[i] and see all
         that stands before them there. It is the same call for a prompt, a piece of one and a
         single new token.
+
+        Args:
+            hosted: The model.
+            ids: The new tokens.
+            cache: The slots.
+            slots: Of the rows.
+            starts: The first new token's position, per row.
+            every: Logits of every token, not of each row's last.
+            shown: Per row its pictures; left out where no row has any.
 
         Returns:
             Logits in float32, soft-cap included: of each row's last token, or of every one.
@@ -174,41 +193,54 @@ class Language(Family):
             ValueError: A row does not fit its slot, or two rows share one.
         """
         cache.open(slots, starts, ids.shape[1])
-        stream = self.embed(hosted, ids, self._positions(hosted, starts, ids.shape[1]))
-        stream = self.run_layers(hosted, stream, 0, cache)
+        positions = self._positions(hosted, starts, ids.shape[1])
+        stream = self.embed(hosted, ids, positions, shown, starts)
+        stream = self.run_layers(hosted, stream, 0, cache, shown=shown)
         return self.soft_cap(hosted, self.unembed(hosted, stream if every else stream[:, -1]))
 
     def logits(
-        self, hosted: HostedModel, ids: Int[Tensor, "rows tokens"]
+        self,
+        hosted: HostedModel,
+        ids: Int[Tensor, "rows tokens"],
+        shown: Sequence[Shown | None] = (),
     ) -> Float[Tensor, "rows tokens vocab"]:
         """A plain forward of rows of one length, nothing kept."""
         positions = self._positions(hosted, (0,) * len(ids), ids.shape[1])
-        stream = self.run_layers(hosted, self.embed(hosted, ids, positions), 0)
+        stream = self.embed(hosted, ids, positions, shown)
+        stream = self.run_layers(hosted, stream, 0, shown=shown)
         return self.soft_cap(hosted, self.unembed(hosted, stream))
 
-    def read(self, hosted: HostedModel, ids: Int[Tensor, "rows tokens"]) -> None:
+    def read(
+        self,
+        hosted: HostedModel,
+        ids: Int[Tensor, "rows tokens"],
+        shown: Sequence[Shown | None] = (),
+    ) -> None:
         """Pass rows of one length through all layers, for what `captured` sees."""
         positions = self._positions(hosted, (0,) * len(ids), ids.shape[1])
-        self.run_layers(hosted, self.embed(hosted, ids, positions), 0)
+        self.run_layers(hosted, self.embed(hosted, ids, positions, shown), 0, shown=shown)
 
     def embed(
         self,
         hosted: HostedModel,
         ids: Int[Tensor, "rows tokens"],
         positions: Int[Tensor, "rows tokens"],
+        shown: Sequence[Shown | None] = (),  # noqa: ARG002 - of families that see
+        starts: Sequence[int] = (),  # noqa: ARG002
     ) -> Float[Tensor, "rows tokens d"]:
         """What enters the first layer."""
         decoder = self.decoder(hosted)
         stream = decoder.embed(ids)
         return stream if decoder.places is None else stream + decoder.places(positions)
 
-    def run_layers(
+    def run_layers(  # noqa: PLR0913 - what a forward needs, by name
         self,
         hosted: HostedModel,
         stream: Float[Tensor, "rows tokens d"],
         first: int,
         cache: SlotCache | PrefixCache | None = None,
         positions: Int[Tensor, "rows tokens"] | None = None,
+        shown: Sequence[Shown | None] = (),
     ) -> Float[Tensor, "rows tokens d"]:
         """The stream that leaves the last layer, given what enters layer `first`; not yet normed.
 
@@ -219,22 +251,67 @@ class Language(Family):
             cache: What the tokens see before themselves: opened slots, a prefix that all rows
                 continue, or nothing.
             positions: Of the tokens; left out, they follow what the cache holds.
+            shown: Per row its pictures; left out where no row has any.
         """
+        going = self.passage(hosted, stream, cache, positions, shown)
+        detours = going.detours()
+        for index in range(first, len(self.decoder(hosted).layers)):
+            stream = going.layer(index, stream)
+            if detours is not None:
+                stream = detours.behind(index, stream)
+        return stream
+
+    def passage(
+        self,
+        hosted: HostedModel,
+        stream: Float[Tensor, "rows tokens d"],
+        cache: SlotCache | AheadCache | PrefixCache | None = None,
+        positions: Int[Tensor, "rows tokens"] | None = None,
+        shown: Sequence[Shown | None] = (),
+    ) -> Passage:
+        """Masks, positions and rotations for these rows, to call layers with one by one."""
         decoder, (rows, tokens) = self.decoder(hosted), stream.shape[:2]
         starts = (0,) * rows if cache is None else cache.starts(rows)
         if positions is None:
             positions = self._positions(hosted, starts, tokens)
+        joint = [() if one is None else one.sight.joint for one in shown]
         eager = self.default_attention == "eager"
-        seen = masks(decoder, positions, starts, stream.dtype, eager=eager)
-        turns = decoder.turns(stream, positions)
-        for layer, kind in zip(decoder.layers[first:], decoder.layer_types[first:], strict=True):
-            stream = layer(
-                stream,
-                attention_mask=seen[kind],
-                position_ids=positions,
-                past_key_values=cache,
-                **({} if turns[kind] is None else {"position_embeddings": turns[kind]}),
-            )
+        return Passage(
+            hosted=hosted,
+            family=self,
+            decoder=decoder,
+            positions=positions,
+            starts=starts,
+            cache=cache,
+            shown=shown,
+            masks=masks(
+                decoder,
+                positions,
+                starts,
+                stream.dtype,
+                eager=eager,
+                joint=joint,
+                within=self.joint_within_window,
+            ),
+            turns=decoder.turns(stream, self.turning(positions, starts, shown)),
+        )
+
+    def turning(
+        self,
+        positions: Int[Tensor, "rows tokens"],
+        starts: Sequence[int],  # noqa: ARG002 - of families that see
+        shown: Sequence[Shown | None],  # noqa: ARG002
+    ) -> Int[Tensor, "*axes rows tokens"]:
+        """What is turned into rotations: a token's position, or one for each axis."""
+        return positions
+
+    def behind(
+        self,
+        index: int,  # noqa: ARG002 - of families that add features there
+        stream: Float[Tensor, "rows tokens d"],
+        going: Passage,  # noqa: ARG002
+    ) -> Float[Tensor, "rows tokens d"]:
+        """What enters the next layer, given what left this one."""
         return stream
 
     def unembed(

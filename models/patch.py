@@ -7,7 +7,7 @@ composed with `|` and sent over the wire; only `models.applying` makes a model f
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
@@ -148,7 +148,8 @@ class Detour(Verb):
     """Rows of the stream after block `source` are written back after block `target`.
 
     For a window w (odd) the pairs (source + i -> target + i), |i| <= w // 2; pairs with an end
-    outside the tower are dropped. Source values are the clean ones.
+    outside the tower are dropped. Source values are the clean ones; with `loops` n > 1 they are
+    those of a pass that was itself patched n - 1 times.
     """
 
     tower: str
@@ -156,6 +157,7 @@ class Detour(Verb):
     target: int
     positions: Positions = "visual"
     window: int = 1
+    loops: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,6 +165,8 @@ class Detour(Verb):
             raise BadPatch(f"A detour leads back: not from {self.source} to {self.target}.")
         if self.window < 1 or self.window % 2 == 0:
             raise BadPatch(f"A window is odd, not {self.window}.")
+        if self.loops < 1:
+            raise BadPatch(f"A detour is made once or more often, not {self.loops} times.")
 
     def pairs(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """(source, target) of every pair of the window inside a tower of so many blocks."""
@@ -194,7 +198,8 @@ class Patch:
     Operations are kept in digest order, so that `a | b` and `b | a` agree to the last bit.
 
     Raises:
-        BadPatch: A row would leave a tower twice, or two detours would write after one block.
+        BadPatch: A row would leave a tower twice, two detours would write after one block, or
+            detours of one tower would mean different tokens or loop differently often.
     """
 
     operations: tuple[Operation, ...] = ()
@@ -208,6 +213,11 @@ class Patch:
             raise BadPatch("A row can leave a tower only once.")
         if len(ends) > len(set(ends)):
             raise BadPatch("Two detours of a row cannot end behind one block.")
+        manners = {
+            (o.tower, o.loops, o.positions) for o in self.operations if isinstance(o, Detour)
+        }
+        if len(manners) > len({tower for tower, _ in ends}):
+            raise BadPatch("All detours of a row mean the same tokens and loop equally often.")
 
     def __or__(self, other: "Patch") -> "Patch":
         """Both changes; LowRanks, Shifts and Clamps of one place add up."""
@@ -248,6 +258,22 @@ class Patch:
     def without(self, *verbs: type[Verb]) -> "Patch":
         """The same without the operations of these verbs."""
         return Patch(tuple(o for o in self if not isinstance(o, verbs)))
+
+    def placed(self, named: Mapping[str, tuple[int, ...]]) -> "Patch":
+        """The same with these names of positions (`visual`, `reference`) replaced by columns.
+
+        Raises:
+            BadPatch: A name that only pictures give is meant, and the prompt shows none.
+        """
+        places: list[Positions | None] = []
+        for operation in self:
+            positions: Positions = getattr(operation, "positions", "all")
+            if positions in ("visual", "reference"):
+                positions = named.get(str(positions), ())
+                if not positions:
+                    raise BadPatch("Visual tokens are meant, but the prompt shows no picture.")
+            places.append(positions)
+        return self._placed(places)
 
     def within(self, start: int, tokens: int, prompt_tokens: int) -> "Patch":
         """What of it happens in a forward over positions start to start + tokens - 1 of a row.

@@ -80,6 +80,7 @@ class WriteBack:
     source: int
     target: int
     columns: tuple[int, ...] | None
+    loops: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,63 @@ class Plan:
     exits: Mapping[str, Exits] = field(default_factory=dict)
     detours: Mapping[str, tuple[WriteBack, ...]] = field(default_factory=dict)
     planned: Mapping[tuple[int, str], int] = field(default_factory=dict)
+
+    def ahead(self, rows: Sequence[int]) -> "Plan":
+        """What happens to some of the rows in a pass ahead of theirs: all but exits and detours."""
+        at = {row: i for i, row in enumerate(rows)}
+        return Plan(
+            size=len(rows),
+            low_ranks=_each(self.low_ranks, at, _only_low_ranks),
+            shifts={
+                site: _only_shifts(table, at)
+                for site, table in self.shifts.items()
+                if not at.keys().isdisjoint(table.rows)
+            },
+            moves=_each(self.moves, at, _only_moves),
+        )
+
+
+def _each(
+    tables: Mapping[str, tuple[Any, ...]],
+    at: Mapping[int, int],
+    only: Callable[[Any, Mapping[int, int]], Any],
+) -> dict[str, tuple[Any, ...]]:
+    found = {
+        site: tuple(only(t, at) for t in of if not at.keys().isdisjoint(t.rows))
+        for site, of in tables.items()
+    }
+    return {site: of for site, of in found.items() if of}
+
+
+def _kept(rows: Sequence[int], at: Mapping[int, int]) -> tuple[list[int], tuple[int, ...]]:
+    """Places in a table whose rows are wanted, and the rows' new numbers."""
+    kept = [i for i, row in enumerate(rows) if row in at]
+    return kept, tuple(at[rows[i]] for i in kept)
+
+
+def _only_low_ranks(table: LowRanks, at: Mapping[int, int]) -> LowRanks:
+    kept, rows = _kept(table.rows, at)
+    return LowRanks(rows, table.index.new_tensor(rows), table.left[kept], table.right[kept])
+
+
+def _only_shifts(table: Shifts, at: Mapping[int, int]) -> Shifts:
+    kept, rows = _kept(table.rows, at)
+    return Shifts(rows, table.index.new_tensor(rows), table.vector[kept])
+
+
+def _only_moves(table: Moves, at: Mapping[int, int]) -> Moves:
+    kept, rows = _kept(table.rows, at)
+    return Moves(
+        rows=rows,
+        index=table.index.new_tensor(rows),
+        encoder=table.encoder[kept],
+        bias=table.bias[kept],
+        threshold=table.threshold[kept],
+        value=table.value[kept],
+        kind=table.kind[kept],
+        decoder=table.decoder[kept],
+        columns=tuple(table.columns[i] for i in kept),
+    )
 
 
 def pack(
@@ -296,7 +354,7 @@ def _detours(
             if isinstance(operation, Detour):
                 columns = _columns(operation.positions, named[row])
                 found[operation.tower] += [
-                    WriteBack(row, source, target, columns)
+                    WriteBack(row, source, target, columns, operation.loops)
                     for source, target in operation.pairs(blocks[operation.tower])
                 ]
     return {tower: tuple(backs) for tower, backs in found.items()}

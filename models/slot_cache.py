@@ -244,6 +244,54 @@ class SlotCache(Cache):
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.slot_layers)
 
 
+class AheadCache(Cache):
+    """Rows that look at what their slots hold before them; nothing of what they add is kept.
+
+    Args:
+        cache: Opened for a forward.
+        rows: Some of that forward's rows.
+    """
+
+    def __init__(self, cache: SlotCache, rows: Sequence[int]) -> None:
+        super().__init__(layers=[])
+        window = cache.slot_layers[0].window
+        if window is None:
+            raise ValueError("Say with `open` where the rows stand.")
+        self.cache = cache
+        self._starts = tuple(window.starts[row] for row in rows)
+        self._index = torch.tensor([window.slots[row] for row in rows], device=cache.device)
+
+    def starts(self, rows: int) -> tuple[int, ...]:
+        """The absolute position of each row's first new token; ValueError for other rows."""
+        if rows != len(self._starts):
+            raise ValueError("These are not the rows that run ahead.")
+        return self._starts
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *_args: object,
+        **_kwargs: object,
+    ) -> tuple[Tensor, Tensor]:
+        """What the slots hold, and behind it what is new."""
+        layer = self.cache.slot_layers[layer_idx]
+        return self._seen(layer.keys, key_states), self._seen(layer.values, value_states)
+
+    def _seen(self, held: Tensor, new: Tensor) -> Tensor:
+        longest = max(self._starts)
+        if longest == 0:
+            return new
+        before = held.index_select(0, self._index)[:, :, :longest]
+        if min(self._starts) == longest:
+            return torch.cat([before, new], dim=2)
+        seen = torch.cat([before, torch.zeros_like(new)], dim=2)
+        for row, start in enumerate(self._starts):
+            seen[row, :, start : start + new.shape[2]] = new[row]
+        return seen
+
+
 class PrefixCache(Cache):
     """One prefix that many rows continue; nothing of what they add is kept."""
 

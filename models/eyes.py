@@ -1,0 +1,73 @@
+"""A family's own processor: from messages with pictures to ids and pixels.
+
+Loaded without its video side: videos are not read, and the library's video classes need
+torchvision, which Tiller does not. Pictures are resized by the library's PIL classes, so that the
+same picture gives the same pixels on every machine.
+"""
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from jinja2.exceptions import TemplateError
+from torch import Tensor
+from transformers.models.auto import processing_auto
+
+from models.errors import BadConversation, NoChatTemplate, UnsupportedFamily
+
+Message = Mapping[str, Any]
+"""`role`, and `content`: a text, or parts `{"type": "text", "text": ...}` and `{"type": "image"}`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Eyes:
+    """A processor, which several threads may use: its tokenizer keeps state."""
+
+    processor: Any
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, messages: Sequence[Message], model: str) -> Mapping[str, Tensor]:
+        """The tensors of one conversation, up to where the answer begins.
+
+        Raises:
+            NoChatTemplate: Neither the processor nor its tokenizer brings one.
+            BadConversation: The template refuses the messages.
+        """
+        if not self.processor.chat_template and not self.processor.tokenizer.chat_template:
+            raise NoChatTemplate(model)
+        try:
+            with self.lock:
+                return self.processor.apply_chat_template(
+                    list(messages),
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=True,
+                    return_tensors="pt",
+                )
+        except TemplateError as refused:
+            raise BadConversation(model, str(refused)) from refused
+
+
+def open_eyes(folder: Path) -> Eyes:
+    """The processor of a folder; UnsupportedFamily if the library has none for its class."""
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    named = processing_auto.PROCESSOR_MAPPING_NAMES.get(kind)  # pyright: ignore[reportPrivateImportUsage]
+    if named is None:
+        raise UnsupportedFamily(kind, "models whose processor the library knows")
+    processor = without_video(getattr(transformers, named))
+    return Eyes(processor.from_pretrained(folder, local_files_only=True, backend="pil"))
+
+
+def without_video(processor: Any) -> Any:
+    """A processor's class without its video side; the class itself if it has none."""
+    if "video_processor" not in processor.get_attributes():
+        return processor
+
+    kept = [part for part in processor.get_attributes() if part != "video_processor"]
+    return type(
+        processor.__name__, (processor,), {"get_attributes": classmethod(lambda _: list(kept))}
+    )

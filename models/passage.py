@@ -1,0 +1,100 @@
+"""One forward's way through the layers of a decoder, layer by layer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models.applying import running_ahead
+from models.decoder import TOWER, Decoder
+from models.detour import Detours, Way
+from models.hosted import HostedModel
+from models.sight import Shown, Span
+from models.slot_cache import AheadCache, PrefixCache, SlotCache
+
+if TYPE_CHECKING:
+    from models.language import Language
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passage(Way):
+    """What every layer of one forward is called with.
+
+    Attributes:
+        hosted, family, decoder: The model.
+        positions: Of the tokens.
+        starts: The first of each row.
+        cache: What the tokens see before themselves.
+        shown: Per row its pictures; empty where no row has any.
+        masks: Per layer type what is added to attention scores.
+        turns: Per layer type the rotations.
+    """
+
+    hosted: HostedModel
+    family: "Language"
+    decoder: Decoder
+    positions: Int[Tensor, "rows tokens"]
+    starts: Sequence[int]
+    cache: SlotCache | AheadCache | PrefixCache | None
+    shown: Sequence[Shown | None]
+    masks: Mapping[str, Tensor | None]
+    turns: Mapping[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """New tokens of each row."""
+        return self.positions.shape[1]
+
+    def layer(
+        self, index: int, stream: Float[Tensor, "rows tokens d"]
+    ) -> Float[Tensor, "rows tokens d"]:
+        """One layer, and what the model adds behind it."""
+        kind = self.decoder.layer_types[index]
+        turns = self.turns[kind]
+        stream = self.decoder.layers[index](
+            stream,
+            attention_mask=self.masks[kind],
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            **({} if turns is None else {"position_embeddings": turns}),
+        )
+        return self.family.behind(index, stream, self)
+
+    # --- for detours ------------------------------------------------------------------------------
+
+    def detours(self) -> Detours | None:
+        """Those of the plan in force, which are made here and not by the hooks; None without."""
+        run = self.hosted.run
+        if run is None or run.scratch or TOWER not in run.plan.detours:
+            return None
+        run.led = True
+        return Detours(run.plan.detours[TOWER], self, run)
+
+    def ahead(self, rows: Sequence[int], stop: int) -> "Passage":
+        """Some of its rows, cut behind a column; they see their slots, and nothing is kept."""
+        cache = AheadCache(self.cache, rows) if isinstance(self.cache, SlotCache) else self.cache
+        positions = self.positions[list(rows), :stop]
+        shown = [self.shown[row] for row in rows] if self.shown else ()
+        hosted = self.hosted
+        like = torch.empty(len(rows), stop, 0, dtype=hosted.dtype, device=hosted.device)
+        return self.family.passage(hosted, like, cache, positions, shown)
+
+    def joint(self, row: int) -> Sequence[Span]:
+        """Columns of the row whose tokens see each other in both directions."""
+        shown, start = self.shown[row] if self.shown else None, self.starts[row]
+        if shown is None:
+            return ()
+        return [(first - start, end - start) for first, end in shown.sight.joint if end > start]
+
+    @contextmanager
+    def quiet(self, rows: Sequence[int]) -> Iterator[None]:
+        """In this block the rows' other changes happen to them, uncounted."""
+        run = self.hosted.run
+        if run is None:
+            raise RuntimeError("Nobody planned this detour.")
+        with running_ahead(run.plan.ahead(rows), self.hosted.number):
+            yield
