@@ -37,7 +37,7 @@ def build(workbench: Workbench, *, tells_ids: bool = True) -> FastAPI:
     nouns = (models, images, lens, chat, edits, saes, presets, vectors, variants, jobs, keys)
     for noun in (*nouns, operations):
         app.include_router(noun.router)
-    problems.install(app)
+    problems.install(app, [r.path for noun in nouns for r in noun.router.routes])
     app.add_middleware(Bounded, limit=workbench.settings.limits.body_bytes)
     app.add_middleware(Observed, telemetry=workbench.telemetry, tells_ids=tells_ids)
     return app

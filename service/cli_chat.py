@@ -63,6 +63,8 @@ def chat(  # noqa: PLR0913, PLR0917 - one argument per option
         "stop": stop or None,
         "compare": compare or None,
     }
+    if message is not None and not message.strip():
+        raise typer.BadParameter("Say something, or leave the message out for a conversation.")
     said = [{"role": "system", "content": system}] if system else []
     with Tiller(url, api_key) as tiller:
         talk = Talk(tiller, asked, said, streams=stream and not compare)

@@ -16,7 +16,10 @@ from steerers.training.recipe import KINDS, Kind, Recipe, Wanted
 from steerers.training.train import STAGE, Trained, train
 from steerers.writers import write_gemma_scope, write_saelens
 
-app = typer.Typer(no_args_is_help=True, help="SAEs: train them, write them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Sparse autoencoders: find, score and label their features; train new ones.",
+)
 out, err = Console(), Console(stderr=True)
 STORED = {"float32": torch.float32, "float16": torch.float16}
 

@@ -5,6 +5,8 @@
 
 import json
 from collections.abc import Callable, Iterator
+from heapq import merge
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,13 +40,17 @@ def sae_list(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Every dictionary, and how many of its features are scored and usable."""
     with Tiller(url, api_key) as tiller:
         rows = tiller.saes.list()
-    table = Table("sae", "model", "site", "features", "scored", "usable", "strong", "digest")
+    table = Table("sae", "model", "site", "scored", "usable", "strong", "digest")
     for one in rows:
         scores = one["scores"]
-        counts = [str(scores[key]) for key in ("scored", "usable", "strong")]
-        size, digest = str(one["features"]), one["digest"][:16]
-        table.add_row(one["id"], one["model"], one["site"], size, *counts, digest)
+        counts = [f"{scores['scored']} of {scores['of']}", str(scores["usable"])]
+        counts.append(str(scores["strong"]))
+        table.add_row(one["id"], one["model"], one["site"], *counts, one["digest"][:16])
     out.print(table)
+    for one in rows:
+        if one["scores"]["scored"] < one["scores"]["of"]:
+            err.print(f"tiller sae score {one['id']} scores the features that are not scored yet")
+            break
 
 
 @sae.command("features")
@@ -64,17 +70,42 @@ def sae_features(  # noqa: PLR0913, PLR0917 - one argument per option
     """Features by concept, token, label or output score, the best first."""
     asked = {"concept": concept, "token": token, "label": label}
     more = {"min_output_score": min_output_score, "limit": limit, "settings": settings}
-    table = Table("sae", "feature", "output score", "promotes", "labels")
+    rows: list[list[tuple[str, dict[str, Any]]]] = []
     with Tiller(url, api_key) as tiller:
         names = [which] if which else [one["id"] for one in tiller.saes.list()]
         for name in names:
             with err.status(f"searching {name}"):
                 found = tiller.saes.features(name, **asked, **more)
-            for one in found["data"]:
-                table.add_row(name, str(one["feature"]), *_of_feature(one))
+            rows.append([(name, one) for one in found["data"]])
             if found["search"] is not None:
                 out.print(f"{name}: {_coverage(found['search'])}", highlight=False)
+    if not any(rows):
+        err.print(_nothing(names, concept), highlight=False)
+        return
+    table = Table("sae", "feature", "output score", "promotes", "labels")
+    searched = any(value is not None for value in (concept, token, label, min_output_score))
+    for name, one in best_first(rows) if searched else chain(*rows):
+        table.add_row(name, str(one["feature"]), *_of_feature(one))
     out.print(table)
+
+
+def best_first(rows: list[list[tuple[str, dict[str, Any]]]]) -> Iterator[tuple[str, Any]]:
+    """Features of several SAEs as one list, each SAE's in the service's order."""
+    return iter(merge(*rows, key=_rank))
+
+
+def _rank(row: tuple[str, dict[str, Any]]) -> tuple[bool, float]:
+    """As the service ranks those of one SAE: labelled ones, then by output score."""
+    score = (row[1]["scores"] or {}).get("output_score")
+    return not row[1]["labels"], 1.0 if score is None else -score
+
+
+def _nothing(names: list[str], concept: str | None) -> str:
+    if not names:
+        return "no hosted model has an SAE; docs/steering.md tells how one is added"
+    if concept is not None:
+        return "no feature; say it in other words, or lower --min-output-score"
+    return f"no feature; tiller sae score {names[0]} scores those that are not scored yet"
 
 
 @sae.command("show")

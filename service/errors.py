@@ -1,8 +1,9 @@
 """What floor 3 refuses, besides what the registry does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from models.errors import Refusal
+from service.phrases import short
 
 
 class BadRequest(Refusal):
@@ -44,10 +45,11 @@ class NotOffered(Refusal):
 class TooMuch(Refusal):
     """A number above the limit that the operator set."""
 
-    def __init__(self, param: str, asked: float, limit: float) -> None:
+    def __init__(self, param: str, asked: float, limit: float, why: str = "") -> None:
+        allowed = short(limit)
         super().__init__(
-            f"{param} is {asked:g}; this service allows {limit:g}.",
-            remedy=f"Ask for {limit:g} or less; the operator sets limits in the configuration.",
+            f"{param} is {short(asked)}; this service allows {allowed}{why}.",
+            remedy=f"Ask for {allowed} or less; the operator sets limits in the configuration.",
             param=param,
         )
 
@@ -74,12 +76,21 @@ class BodyTooLarge(Refusal):
         )
 
 
+class UnreadableBody(Refusal):
+    """A body that is no JSON text: other bytes than UTF-8, or nested beyond reading."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, remedy="Send one JSON object, as UTF-8.")
+
+
 class NotFound(Refusal):
     """No such path."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, openai: Sequence[str] = ()) -> None:
+        there = f"Of OpenAI's API there are {', '.join(openai)}. " if openai else ""
         super().__init__(
-            f"There is nothing at {path}.", remedy="GET /openapi.json lists all paths."
+            f"There is nothing at {path[:200]}.",
+            remedy=f"{there}GET /openapi.json lists all paths.",
         )
 
 
@@ -102,13 +113,16 @@ class UnknownModel(Refusal):
 
 
 class WrongModel(Refusal):
-    """An edit made for one model is asked for on another."""
+    """An edit, preset or vector made for one model is asked for on another."""
 
-    def __init__(self, edit: str, made_for: str, model: str) -> None:
+    def __init__(
+        self, name: str, made_for: str, model: str, kind: str = "edit", param: str = "edits"
+    ) -> None:
+        anew = {"edit": "register the fact", "steering": "put the preset", "vector": "learn it"}
         super().__init__(
-            f"{edit} was made for {made_for}, not for {model}.",
-            remedy=f"Use model={made_for!r}, or register the fact for {model}.",
-            param="edits",
+            f"{name} was made for {made_for}, not for {model}.",
+            remedy=f"Use model={made_for!r}, or {anew.get(kind, 'make it')} for {model}.",
+            param=param,
         )
 
 
@@ -156,11 +170,11 @@ class WrongKind(Refusal):
 class PresetStrength(Refusal):
     """A strength for a preset, which has its own."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, param: str = "edits") -> None:
         super().__init__(
             f"{name} is a steering preset: its strengths are its own.",
             remedy="Leave the strength out, or make a version of the preset with other strengths.",
-            param="edits",
+            param=param,
         )
 
 
@@ -198,11 +212,23 @@ class LensUnderWay(Refusal):
 class EditTwice(Refusal):
     """One edit named twice in one request, perhaps under two names."""
 
-    def __init__(self, first: str, second: str) -> None:
+    def __init__(self, first: str, second: str, param: str = "edits") -> None:
         super().__init__(
             f"{first} and {second} are the same version.",
             remedy="Name it once and set its strength.",
-            param="edits",
+            param=param,
+        )
+
+
+class NamedTwice(Refusal):
+    """A preset, or a vector by its mere name, that one request names twice."""
+
+    def __init__(self, name: str, param: str) -> None:
+        super().__init__(
+            f"{name} is named twice.",
+            remedy="Name it once, in the model's name or in `steering`; a stronger one is another "
+            "version of a preset, or a strength of a vector.",
+            param=param,
         )
 
 

@@ -52,7 +52,7 @@ def lines_of(
                 max_tokens=_tokens(order, len(ids), capacity),
                 stop=order.stop,
                 n=order.n,
-                seed=order.seed,
+                seed=order.seed_of(place),
                 logprobs=order.logprobs,
                 seconds=order.seconds,
             )
@@ -142,7 +142,7 @@ class Telling:
             prompt_tokens=len(line.request.ids),
             cached_tokens=0,
             completion_tokens=self._written[number, event.choice],
-            facts={"seed": self.order.seed, "error": problem_of(event.why)},
+            facts={"seed": line.request.seed, "error": problem_of(event.why)},
         )
 
     def _index(self, number: int, choice: int) -> int:

@@ -4,18 +4,13 @@ Each refusal names the key.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from service.errors import BadRequest, BadSteering, NotOffered
+from service.errors import BadRequest, BadSteering, NotOffered, TooMuch
 from service.limits import check_edits, within
 from service.resolving import Wanted
-from service.schema_language import (
-    ChatBody,
-    CompletionBody,
-    GenerationBody,
-    Message,
-    SteeringBody,
-    SteeringSettings,
-)
+from service.schema_language import ChatBody, CompletionBody, GenerationBody, Message
+from service.schema_steering import Entry, Features, PresetUse, Together, places_of
 from service.settings import Limits
 
 NO_TOOLS = "hosted models do not call tools."
@@ -68,27 +63,37 @@ def check_completion(body: CompletionBody, limits: Limits) -> None:
     _check_generation(body, len(body.prompt), limits)
 
 
-def check_steering(entries: Sequence[SteeringSettings], limits: Limits) -> None:
+def check_steering(entries: Sequence[Entry], limits: Limits) -> None:
     """Refuse keys of `steering` that do not go together, and too many or too strong ones."""
     count = 0
-    for i, entry in enumerate(entries):
-        where = "steering" if len(entries) == 1 else f"steering[{i}]"
-        _fits_together(entry, where)
-        _has_meaning(entry, where)
-        within({f"{where}.strength": (abs(entry.strength or 0.0), limits.steering_strength)})
-        for kind, uses in (("features", entry.features), ("vectors", entry.vectors)):
-            for j, use in enumerate(uses):
-                asked = (abs(use.strength or 0.0), limits.steering_strength)
-                within({f"{where}.{kind}[{j}].strength": asked})
-        count += len(entry.features) + len(entry.vectors) + (entry.concept is not None)
-    within({"steering": (max(count, len(entries)), limits.steering)})
+    for where, entry in zip(places_of(entries), entries, strict=True):
+        if isinstance(entry, PresetUse):
+            _alone(entry, where)
+        elif isinstance(entry, Together | Features):
+            _fits_together(entry, where)
+            _has_meaning(entry, where)
+        for key, strength in _strengths(entry, where):
+            within({key: (abs(strength), limits.steering_strength)})
+        count += len(_uses(entry, "features")) + len(_uses(entry, "vectors")) or 1
+    within({"steering": (count, limits.steering)})
+
+
+def _strengths(entry: Entry, where: str) -> Iterator[tuple[str, float]]:
+    """Every strength that an entry says, with its key."""
+    yield f"{where}.strength", getattr(entry, "strength", None) or 0.0
+    for kind in ("features", "vectors"):
+        for j, use in enumerate(_uses(entry, kind)):
+            yield f"{where}.{kind}[{j}].strength", use.strength or 0.0
+
+
+def _uses(entry: Entry, kind: str) -> Sequence[Any]:
+    return getattr(entry, kind, ())
 
 
 def check_wanted(wanted: Wanted, limits: Limits, *, compare: bool) -> None:
     """Refuse more steering than allowed, however it was named, and a comparison with itself."""
     steering = wanted.steering
-    count = sum(len(s.features) + len(s.vectors) + (s.concept is not None) for s in steering)
-    within({"steering": (count, limits.steering)})
+    within({"steering": (sum(entry.changes for entry in steering), limits.steering)})
     if compare and not (steering or wanted.edits):
         raise BadRequest(
             "There is nothing to compare: no edit and no steering is named.",
@@ -102,9 +107,8 @@ def _check_generation(body: GenerationBody, prompts: int, limits: Limits) -> Non
         raise BadRequest(
             "stream_options goes with stream.", remedy="Set stream to true.", param="stream_options"
         )
-    rows = (body.n or 1) * prompts * (2 if body.compare else 1)
+    _check_choices(body, prompts, limits)
     asked: dict[str, tuple[float, float]] = {
-        "n": (rows, limits.choices),
         "max_tokens": (body.max_tokens or 0, limits.max_tokens),
         "stop": (len(body.stop or ()), limits.stop),
         "logit_bias": (len(body.logit_bias or ()), limits.logit_bias),
@@ -112,6 +116,16 @@ def _check_generation(body: GenerationBody, prompts: int, limits: Limits) -> Non
     within(asked)
     check_edits(body.edits, limits)
     check_steering(body.steering, limits)
+
+
+def _check_choices(body: GenerationBody, prompts: int, limits: Limits) -> None:
+    """Refuse more rows than allowed: `n` of each prompt, and as many twins to compare."""
+    twins = 2 if body.compare else 1
+    within({"prompt": (prompts * twins, limits.choices)})
+    most, each = limits.choices // (prompts * twins), (body.n or 1)
+    if each > most:
+        why = [f" with {prompts} prompts"] * (prompts > 1) + [" with compare"] * body.compare
+        raise TooMuch("n", each, most, " and".join(why))
 
 
 def _unoffered(body: ChatBody) -> Iterator[tuple[str, str]]:
@@ -132,7 +146,22 @@ def _unoffered(body: ChatBody) -> Iterator[tuple[str, str]]:
         yield from _unread(message, f"messages[{i}]")
 
 
+def _of_tools(message: Message, where: str) -> Iterator[tuple[str, str]]:
+    """What stands in a message of a conversation with tools."""
+    if message.role in ("tool", "function"):
+        yield f"{where}.role", NO_TOOLS
+    if message.tool_calls:
+        yield f"{where}.tool_calls", NO_TOOLS
+    if message.function_call is not None:
+        yield f"{where}.function_call", NO_TOOLS
+    if message.tool_call_id is not None:
+        yield f"{where}.tool_call_id", NO_TOOLS
+    if message.name is not None:
+        yield f"{where}.name", "chat templates have no place for a speaker's name."
+
+
 def _unread(message: Message, where: str) -> Iterator[tuple[str, str]]:
+    yield from _of_tools(message, where)
     if not message.content:
         raise BadRequest(
             f"{where} says nothing.",
@@ -151,23 +180,27 @@ def _unread(message: Message, where: str) -> Iterator[tuple[str, str]]:
             )
 
 
-def _fits_together(entry: SteeringSettings, where: str) -> None:
+def _alone(entry: PresetUse, where: str) -> None:
+    for key in entry.beside:
+        raise BadSteering(
+            f"A preset keeps its own settings; {key} stands beside it.",
+            remedy="Send `preset` alone, or make another version of the preset.",
+            param=f"{where}.{key}",
+        )
+
+
+def _fits_together(entry: Any, where: str) -> None:
     """BadSteering unless the entry says one thing, and all of it."""
-    if isinstance(entry, SteeringBody) and entry.preset is not None:
-        beside = sorted(entry.model_fields_set - {"preset"})
-        if beside:
-            raise BadSteering(
-                f"A preset keeps its own settings; {beside[0]} stands beside it.",
-                remedy="Send `preset` alone, or make another version of the preset.",
-                param=f"{where}.{beside[0]}",
-            )
-        return
-    direct = bool(entry.features or entry.vectors)
+    direct = bool(entry.features or _uses(entry, "vectors"))
     if entry.concept is None and not direct:
         raise BadSteering(
             "Nothing says where to steer.",
             remedy="Name a preset, a concept with its strength, features, or vectors.",
             param=where,
+        )
+    if entry.concept is not None and not entry.concept.strip():
+        raise BadSteering(
+            "A concept has a word.", remedy="Say what to write about.", param=f"{where}.concept"
         )
     if entry.concept is not None and direct:
         raise BadSteering(
@@ -184,7 +217,7 @@ def _fits_together(entry: SteeringSettings, where: str) -> None:
         )
 
 
-def _check_strengths(entry: SteeringSettings, where: str) -> None:
+def _check_strengths(entry: Any, where: str) -> None:
     """BadSteering unless everything that needs a strength has one, and nothing else."""
     if entry.mode == "ablate":
         given = [
@@ -228,17 +261,15 @@ _GOES_WITH: Mapping[str, str] = {
 """Keys that would change nothing without another one."""
 
 
-def _has_meaning(entry: SteeringSettings, where: str) -> None:
+def _has_meaning(entry: Any, where: str) -> None:
     """BadSteering for a key that would change nothing beside the others."""
-    if isinstance(entry, SteeringBody) and entry.preset is not None:
-        return
     featured = bool(entry.features) or entry.concept is not None
     there = {
         "a concept": entry.concept is not None,
         "features or a concept": featured,
         "features or a concept in mode clamp or min_clamp": featured
         and entry.mode in ("clamp", "min_clamp"),
-        "vectors": bool(entry.vectors),
+        "vectors": bool(_uses(entry, "vectors")),
     }
     for key, other in _GOES_WITH.items():
         if key in entry.model_fields_set and not there[other]:

@@ -63,17 +63,19 @@ def completion_order(body: CompletionBody, wanted: Wanted, asked: Asked) -> Text
         prompts=tuple(p if isinstance(p, str) else tuple(p) for p in body.prompt),
         logprobs=body.logprobs,
         max_tokens=body.max_tokens or COMPLETION_TOKENS,
-        **_shared(body, wanted, asked),
+        **_shared(body, wanted, asked, len(body.prompt)),
     )
 
 
-def _shared(body: GenerationBody, wanted: Wanted, asked: Asked) -> Json:
+def _shared(body: GenerationBody, wanted: Wanted, asked: Asked, prompts: int = 1) -> Json:
     stated = body.model_dump(include=set(_SAMPLING), exclude_none=True)
     return {
         "id": asked.id,
         "tenant": asked.tenant,
         "n": body.n or 1,
-        "seed": secrets.randbelow(2**32) if body.seed is None else body.seed,
+        "seeds": tuple(secrets.randbelow(2**32) for _ in range(prompts))
+        if body.seed is None
+        else (body.seed,),
         "sampling": SamplingOrder(**stated),
         "most": asked.most,
         "stop": tuple(body.stop or ()),
@@ -108,7 +110,7 @@ def applied(wanted: Wanted, prepared: Prepared, card: Mapping[str, Any], order: 
         "exact": prepared.exact,
         "vif": prepared.vif,
         "strain": prepared.strain,
-        "seed": order.seed,
+        "seed": order.seeds[0] if len(order.seeds) == 1 else list(order.seeds),
         "warnings": list(prepared.warnings),
         "request_id": order.id,
     }

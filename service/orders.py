@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-StrengthMode = Literal["amp", "max", "raw", "unit", "clamp", "min_clamp", "multiply", "ablate"]
-Steered = Literal["last_and_generated", "all", "prompt", "generated"]
 Finish = Literal["stop", "length", "error"]
 
 
@@ -22,20 +20,10 @@ class EditOrder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOrder:
-    """One feature of one of the model's dictionaries."""
-
-    sae: str
-    feature: int
-    strength: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class VectorOrder:
     """A direction by its content; `label` is what the answer calls it."""
 
     digest: str
-    strength: float
     label: str
 
 
@@ -55,24 +43,24 @@ class PresetOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringOrder:
-    """One entry of a request's `steering`, as `service.schema_language` explains its keys."""
+    """One steerer of one row; an entry of a request's `steering` is one or several.
 
-    features: tuple[FeatureOrder, ...] = ()
-    vectors: tuple[VectorOrder, ...] = ()
-    concept: str | None = None
-    strength: float | None = None
-    sae: str | None = None
-    count: int = 1
-    mode: StrengthMode = "amp"
-    a_max: Literal["neutral", "prompt", "live"] = "neutral"
-    clamp_in: Literal["activation", "a_max", "max"] = "activation"
-    unit: Literal["raw", "unit", "stream"] = "raw"
-    sites: tuple[str, ...] = ()
-    positions: Steered = "last_and_generated"
-    skip_special: bool = False
-    min_output_score: float | None = None
-    on_low_score: Literal["reject", "warn", "allow"] = "reject"
+    Attributes:
+        method: Its settings, one of `STEERERS`; a `vector` is called as the answer calls it.
+        vector: What that name means, if it has one.
+        preset: Where it came from, if from one.
+        place: The key of the request that said so: refusals name it.
+    """
+
+    method: Any
+    vector: VectorOrder | None = None
     preset: PresetOrder | None = None
+    place: str = "steering"
+
+    @property
+    def changes(self) -> int:
+        """How many features or vectors it is, which the operator bounds."""
+        return max(1, len(getattr(self.method, "features", ())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +87,7 @@ class TextOrder:
         tenant: Whose labels a concept is searched in.
         messages: A conversation for the model's chat template; None for `prompts`.
         prompts: Texts, or token ids.
-        seed: Of all choices; each draws from its own generator of it.
+        seeds: Of all choices, or one for each prompt; each choice draws from its own generator.
         max_tokens: Of each choice; None as far as its slot reaches, but not beyond `most`.
         logprobs: None for none, else how many of the likeliest tokens are told beside the chosen.
         compare: Whether each choice has a plain twin: the same seed, no edits and no steering.
@@ -112,7 +100,7 @@ class TextOrder:
     messages: tuple[Mapping[str, str], ...] | None = None
     prompts: tuple[str | tuple[int, ...], ...] = ()
     n: int = 1
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     sampling: SamplingOrder = field(default_factory=SamplingOrder)
     max_tokens: int | None = None
     most: int = 4096
@@ -124,6 +112,10 @@ class TextOrder:
     streamed: bool = False
     seconds: float = 300.0
 
+    def seed_of(self, place: int) -> int:
+        """The seed of a prompt's choices."""
+        return self.seeds[place % len(self.seeds)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -132,7 +124,7 @@ class Prepared:
     Attributes:
         patch: The digest of edits and steering together.
         exact, vif, strain: Of the edits, as for pictures.
-        steering: A report per entry of the order: features with scores, vectors, norms, digests.
+        steering: A report per steerer of the order: features with scores, vectors, norms, digests.
         whole: Per site what all entries together come to.
         prompts: What was read, as text, per prompt.
         prompt_tokens: How many tokens that was.

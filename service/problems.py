@@ -1,6 +1,6 @@
 """Refusal -> HTTP: one table of status codes, two shapes. Nothing else knows both worlds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +15,7 @@ import service.errors as of_service
 import service.registry.errors as of_registry
 import steerers.errors as of_steerers
 from models.errors import Refusal
+from service.phrases import said
 
 STATUS: dict[type[Refusal], int] = {
     Refusal: 422,
@@ -61,6 +62,7 @@ STATUS: dict[type[Refusal], int] = {
     of_registry.IndexUnavailable: 503,
     # service
     of_service.BadRequest: 422,
+    of_service.UnreadableBody: 400,
     of_service.BodyTooLarge: 413,
     of_service.ClientLeft: 499,
     of_service.Crashed: 500,
@@ -84,6 +86,9 @@ STATUS: dict[type[Refusal], int] = {
 """A class that is not named here has its parent's status; a plain `Refusal` is a 422."""
 
 OPENAI_PATHS = ("/v1/models", "/v1/images", "/v1/chat", "/v1/completions")
+"""Those of OpenAI's paths that are there; `TO_CALL` are what its clients call first."""
+
+TO_CALL = ("/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/images/generations")
 
 
 def status_of(refusal: Refusal) -> int:
@@ -139,10 +144,19 @@ def answer(request: Request, refusal: Refusal) -> JSONResponse:
     """The refusal as a response, in the shape of the path that was called."""
     status, path = status_of(refusal), request.url.path
     headers = _headers(refusal, status)
-    if path.startswith(OPENAI_PATHS):
+    if path.startswith(OPENAI_PATHS) or _is_foreign(path, request.app):
         return JSONResponse(openai_error(refusal), status, headers=headers)
     body = rfc9457(refusal, path, request.state.request_id)
     return JSONResponse(body, status, headers=headers, media_type="application/problem+json")
+
+
+def _is_foreign(path: str, app: FastAPI) -> bool:
+    """Whether it is beside our own paths: only a client of OpenAI's calls /v1/embeddings."""
+    return path.startswith("/v1/") and _noun(path) not in app.state.nouns
+
+
+def _noun(path: str) -> str:
+    return "/".join(path.split("/")[:3])
 
 
 def _headers(refusal: Refusal, status: int) -> Mapping[str, str]:
@@ -163,14 +177,15 @@ def of_validation(error: RequestValidationError) -> Refusal:
     if found["type"] == "extra_forbidden":
         return _unknown(path)
     if found["type"] == "json_invalid":
-        return of_service.BadRequest("The body is not JSON.", remedy="Send one JSON object.")
+        where = f" (character {rest[0]})" if rest else ""
+        return of_service.UnreadableBody(f"The body is not JSON{where}.")
     if not path:
         return of_service.BadRequest(
             f"The {place} is missing or not an object.",
             remedy="Send a JSON object with Content-Type: application/json.",
         )
     return of_service.BadRequest(
-        f"{path}: {found['msg']}.", remedy="GET /openapi.json tells each key's type.", param=path
+        f"{path}: {said(found)}.", remedy="GET /openapi.json tells each key's type.", param=path
     )
 
 
@@ -192,8 +207,10 @@ def _path(parts: list[int | str] | tuple[int | str, ...]) -> str:
 def _of_http(error: HTTPException, request: Request) -> Refusal:
     if isinstance(error.__cause__, Refusal):  # raised while the framework read the body
         return error.__cause__
+    if error.__cause__ is not None and (unread := _unread(error.__cause__)) is not None:
+        return unread
     known: dict[int, Refusal] = {
-        404: of_service.NotFound(request.url.path),
+        404: of_service.NotFound(request.url.path, TO_CALL),
         405: of_service.MethodNotAllowed(request.method, request.url.path),
     }
     if error.status_code in known:
@@ -201,8 +218,29 @@ def _of_http(error: HTTPException, request: Request) -> Refusal:
     return of_service.BadRequest(str(error.detail), remedy="Read GET /docs.")
 
 
-def install(app: FastAPI) -> None:
-    """Make the application answer refusals, and what the framework refuses, in our shapes."""
+def _unread(cause: BaseException) -> Refusal | None:
+    """Why a body was no JSON, where the framework only says that it is none."""
+    match cause:
+        case UnicodeDecodeError():
+            byte = cause.object[cause.start]
+            problem = f"The body is not UTF-8: byte 0x{byte:02x} at {cause.start}."
+        case RecursionError():
+            problem = "The body is nested too deeply."
+        case ValueError():
+            problem = "The body has a number with too many digits."
+        case _:
+            return None
+    return of_service.UnreadableBody(problem)
+
+
+def install(app: FastAPI, paths: Iterable[str]) -> None:
+    """Make the application answer refusals, and what the framework refuses, in our shapes.
+
+    Args:
+        app: The application.
+        paths: What it has under /v1: what else is called there is meant for OpenAI.
+    """
+    app.state.nouns = frozenset(map(_noun, paths))
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, Refusal)  # noqa: S101 - registered for it

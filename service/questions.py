@@ -80,7 +80,7 @@ class SettleSteering:
     """
 
     tenant: str
-    steering: SteeringOrder
+    steering: tuple[SteeringOrder, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from service.errors import EditTwice, PresetStrength, UnknownModel, WrongKind, WrongModel
-from service.orders import FeatureOrder, PresetOrder, SteeringOrder, VectorOrder
+from service.errors import (
+    EditTwice,
+    NamedTwice,
+    PresetStrength,
+    UnknownModel,
+    WrongKind,
+    WrongModel,
+)
+from service.orders import PresetOrder, SteeringOrder, VectorOrder
 from service.registry import Registry
-from service.registry.errors import BadReference, UnknownVariant
+from service.registry.errors import NAME, OF_REFERENCES, BadReference, UnknownVariant
 from service.registry.records import Variant, Version
 from service.schema import EditUse
-from service.schema_language import SteeringBody, SteeringSettings
+from service.schema_steering import Entry, PresetUse, kept_entry, methods_of, places_of
+from steerers.methods.control_vector import ControlVector
 
 EDIT, VECTOR, PRESET = "edit", "vector", "steering"
 """Kinds of names in the registry that a request may use."""
@@ -57,7 +65,7 @@ class Resolver:
         tenant: str,
         model: str,
         edits: Sequence[EditUse],
-        steering: Sequence[SteeringBody] = (),
+        steering: Sequence[Entry] = (),
     ) -> Wanted:
         """What `model="base+name@alias"`, `edits` and `steering` mean now.
 
@@ -67,15 +75,15 @@ class Resolver:
         Raises:
             UnknownModel: Neither a hosted model nor a variant.
             BadReference: Nothing stands behind a `+`.
-            UnknownEdit: No such name, version or alias in the tenant or in `public`.
+            UnknownEdit, UnknownName: No such name, version or alias in the tenant or in `public`.
             VersionRetired, VersionBlocked: It may not be used any more.
             WrongModel: It was made for another model.
             WrongKind: `edits` names a preset, `preset` names an edit, ...
-            EditTwice: Two names of one version.
+            EditTwice, NamedTwice: Two names of one version.
         """
         base, *appended = model.split("+")
         if not all(appended):
-            raise BadReference("")
+            raise BadReference(model, what=NAME, param="model")
         named = [EditUse(name=text) for text in appended]
         variant = None
         if base not in self.hosted:
@@ -100,14 +108,19 @@ class Resolver:
         base: str,
         named: Sequence[EditUse],
         edits: Sequence[EditUse],
-        steering: Sequence[SteeringBody],
+        steering: Sequence[Entry],
     ) -> Wanted:
-        found = [(use, self._version(tenant, base, use.name)) for use in named]
-        found += [(use, self._version(tenant, base, use.name, EDIT, "edits")) for use in edits]
-        applied = tuple(_applied(version, use) for use, version in found if version.kind == EDIT)
-        _all_different(applied)
-        steered = [self._named(tenant, base, u, v) for u, v in found if v.kind != EDIT]
-        steered += [self._steering(tenant, base, body) for body in steering]
+        by_name = [(use, self._version(tenant, base, use.name, BY_NAME)) for use in named]
+        by_key = [(use, self._version(tenant, base, use.name, AN_EDIT)) for use in edits]
+        changes = [(*pair, "model") for pair in by_name if pair[1].kind == EDIT]
+        changes += [(*pair, "edits") for pair in by_key]
+        applied = tuple(_applied(version, use) for use, version, _ in changes)
+        _all_different(applied, [param for _, _, param in changes])
+        steered = [o for u, v in by_name if v.kind != EDIT for o in self._named(tenant, base, u, v)]
+        places = places_of(steering)
+        for place, entry in zip(places, steering, strict=True):
+            steered += self._steering(tenant, base, entry, place)
+        _none_twice(by_name, steered)
         return Wanted(model=base, edits=applied, steering=tuple(steered))
 
     def _variant(self, tenant: str, name: str) -> Variant:
@@ -116,62 +129,79 @@ class Resolver:
         except UnknownVariant:
             raise UnknownModel(name, ", ".join(self.hosted)) from None
 
-    def _version(
-        self, tenant: str, model: str, name: str, kind: str = "", param: str = ""
-    ) -> Version:
-        """What the name means now; of that kind, if one is asked for."""
-        version = self.registry.names.resolve(tenant, name)
+    def _version(self, tenant: str, model: str, name: str, at: "_Place") -> Version:
+        """What the name means now; of the place's kind, if one belongs there."""
+        try:
+            version = self.registry.names.resolve(tenant, name)
+        except OF_REFERENCES as refusal:
+            raise refusal.at(at.word, at.param) from None
+        if at.kind and version.kind != at.kind:
+            raise WrongKind(name, version.kind, at.param)
         if version.model != model:
-            raise WrongModel(name, version.model, model)
-        if kind and version.kind != kind:
-            raise WrongKind(name, version.kind, param)
+            raise WrongModel(name, version.model, model, version.kind, at.param)
         return version
 
-    def _named(self, tenant: str, model: str, use: EditUse, version: Version) -> SteeringOrder:
+    def _named(
+        self, tenant: str, model: str, use: EditUse, version: Version
+    ) -> list[SteeringOrder]:
         """A preset or a vector by its mere name."""
         if version.kind == VECTOR:
-            return SteeringOrder(vectors=(_vector(version, use.strength),))
+            method = ControlVector(vector=version.reference, strength=use.strength)
+            return [SteeringOrder(method=method, vector=_vector(version), place="model")]
         if version.kind != PRESET:
             raise WrongKind(use.name, version.kind, "model")
         if use.strength != 1.0:
-            raise PresetStrength(use.name)
-        return self._preset(tenant, model, version)
+            raise PresetStrength(use.name, "model")
+        return self._preset(tenant, model, version, "model")
 
-    def _preset(self, tenant: str, model: str, version: Version) -> SteeringOrder:
+    def _preset(self, tenant: str, model: str, version: Version, place: str) -> list[SteeringOrder]:
         came = PresetOrder(
             name=version.name,
             version=version.number,
             digest=version.digest,
             fingerprint=version.fingerprint,
         )
-        body = SteeringSettings.model_validate(dict(version.header))
-        return self._settings(tenant, model, body, came)
+        entry = kept_entry(dict(version.header))
+        return [
+            replace(order, preset=came, place=place)
+            for order in self._steering(tenant, model, entry, place)
+        ]
 
-    def _steering(self, tenant: str, model: str, body: SteeringBody) -> SteeringOrder:
-        if body.preset is None:
-            return self._settings(tenant, model, body, None)
-        return self._preset(
-            tenant, model, self._version(tenant, model, body.preset, PRESET, "steering.preset")
-        )
+    def _steering(self, tenant: str, model: str, entry: Entry, place: str) -> list[SteeringOrder]:
+        """An entry of `steering`, its names resolved."""
+        if isinstance(entry, PresetUse):
+            at = _Place(param=f"{place}.preset", kind=PRESET, word="preset")
+            version = self._version(tenant, model, entry.preset, at)
+            return self._preset(tenant, model, version, at.param)
+        found = []
+        for method, key in methods_of(entry):
+            name = getattr(method, "vector", None)
+            if name is None:
+                found.append(SteeringOrder(method=method, place=place))
+                continue
+            at = _Place(param=f"{place}.{key}", kind=VECTOR, word="vector")
+            version = self._version(tenant, model, name, at)
+            method = replace(method, vector=version.reference)
+            found.append(SteeringOrder(method=method, vector=_vector(version), place=place))
+        return found
 
-    def _settings(
-        self, tenant: str, model: str, body: SteeringSettings, preset: PresetOrder | None
-    ) -> SteeringOrder:
-        return SteeringOrder(
-            features=tuple(
-                FeatureOrder(sae=f.sae, feature=f.feature, strength=f.strength)
-                for f in body.features
-            ),
-            vectors=tuple(
-                _vector(
-                    self._version(tenant, model, v.name, VECTOR, "steering.vectors"), v.strength
-                )
-                for v in body.vectors
-            ),
-            preset=preset,
-            sites=tuple(body.sites),
-            **body.model_dump(exclude={"features", "vectors", "preset", "sites"}),
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a name stands in a request.
+
+    Attributes:
+        kind: Of the names that belong there; empty for all kinds.
+        word: How people call them.
+    """
+
+    param: str
+    kind: str = ""
+    word: str = NAME
+
+
+BY_NAME = _Place(param="model")
+AN_EDIT = _Place(param="edits", kind=EDIT, word="edit")
 
 
 def _applied(version: Version, use: EditUse) -> Applied:
@@ -180,8 +210,8 @@ def _applied(version: Version, use: EditUse) -> Applied:
     )
 
 
-def _vector(version: Version, strength: float) -> VectorOrder:
-    return VectorOrder(digest=version.digest, strength=strength, label=version.reference)
+def _vector(version: Version) -> VectorOrder:
+    return VectorOrder(digest=version.digest, label=version.reference)
 
 
 def uses_of(bundle: Variant) -> list[EditUse]:
@@ -193,10 +223,26 @@ def uses_of(bundle: Variant) -> list[EditUse]:
     ]
 
 
-def _all_different(applied: Sequence[Applied]) -> None:
+def _all_different(applied: Sequence[Applied], params: Sequence[str]) -> None:
     seen: dict[str, Applied] = {}
-    for edit in applied:
+    for edit, param in zip(applied, params, strict=True):
         if edit.digest in seen:
             other = seen[edit.digest]
-            raise EditTwice(f"{other.name}@{other.version}", f"{edit.name}@{edit.version}")
+            raise EditTwice(f"{other.name}@{other.version}", f"{edit.name}@{edit.version}", param)
         seen[edit.digest] = edit
+
+
+def _none_twice(
+    by_name: Sequence[tuple[EditUse, Version]], steered: Sequence[SteeringOrder]
+) -> None:
+    """NamedTwice for a vector that is twice in the model's name, and a preset that is anywhere."""
+    seen: set[str] = set()
+    for _, version in by_name:
+        if version.kind != EDIT and version.digest in seen:
+            raise NamedTwice(version.reference, "model")
+        seen.add(version.digest)
+    places: dict[str, str] = {}
+    for order in steered:
+        came = order.preset
+        if came is not None and places.setdefault(came.digest, order.place) != order.place:
+            raise NamedTwice(f"{came.name}@{came.version}", order.place)

@@ -4,8 +4,9 @@ Bounds that an operator can move (`limits`) are checked in `service.limits`; her
 never move.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -13,11 +14,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     JsonValue,
     PlainValidator,
     TypeAdapter,
     create_model,
+    model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from editors.known import EDITORS
 from models.family import Beside
@@ -37,10 +42,41 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Lenient(Body):
+    """A body whose optional keys may be null, as OpenAI's clients send them: it is not given."""
+
+    not_offered: ClassVar[Mapping[str, str]] = {}
+    """Keys that are refused, with the reason; null says nothing there either."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        optional = {name for name, key in cls.model_fields.items() if not key.is_required()}
+        optional |= cls.not_offered.keys()
+        return {k: v for k, v in value.items() if v is not None or k not in optional}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The keys that have a default may be null."""
+        schema = handler(core)
+        body = handler.resolve_ref_schema(schema)
+        keys, required = body.get("properties", {}), body.get("required", ())
+        for name in keys.keys() - set(required):
+            key = keys[name]
+            if {"type": "null"} not in key.get("anyOf", ()) and key.get("type") != "null":
+                said = {k: key.pop(k) for k in ("title", "default") if k in key}
+                keys[name] = {"anyOf": [key, {"type": "null"}], **said}
+        return schema
+
+
 def plain(text: str) -> str:
     """The text, if every part of the service can keep it."""
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("NUL and halves of surrogate pairs are not text")
+        raise ValueError("must be text: NUL and halves of surrogate pairs are none")
     return text
 
 
@@ -66,9 +102,21 @@ EditUses = Annotated[
 ]
 
 
-class ImageBody(Body):
+NOT_OFFERED = {
+    "style": "hosted models have no styles; say it in the prompt.",
+    "moderation": "there is no moderation to choose.",
+    "output_compression": "pictures are PNG, without loss.",
+    "complexity": "it belongs to models hosted by OpenAI.",
+    "frame_count": "pictures do not move.",
+    "frame_duration_ms": "pictures do not move.",
+}
+"""Keys of OpenAI's image request that would be ignored, with the reason: they are refused."""
+
+
+class ImageBody(Lenient):
     """`POST /v1/images/generations`: OpenAI's request, and ours as top-level keys."""
 
+    not_offered = NOT_OFFERED
     model: Annotated[str, Field(min_length=1, max_length=1000)]
     """A hosted model, a variant, or `base+edit@alias[+edit2@3]`."""
     prompt: Text
@@ -114,7 +162,7 @@ def _layers(value: object) -> object:
         return LayerRange.model_validate(value)
     if isinstance(value, list):
         return _LAYER_LIST.validate_python(value)
-    raise ValueError('use "all", a list of layers, or {"start", "stop", "step"}')
+    raise ValueError('must be "all", a list of layers, or {"start", "stop", "step"}')
 
 
 Layers = Annotated[
@@ -134,17 +182,6 @@ class LensBody(ImageBody):
     """What other ways to the denoiser say below the ordinary layer: nothing, or the prompt."""
     noise: Noise = "shared"
     """`per_layer`: the reference's; each layer has the next noise of one generator per seed."""
-
-
-NOT_OFFERED = {
-    "style": "hosted models have no styles; say it in the prompt.",
-    "moderation": "there is no moderation to choose.",
-    "output_compression": "pictures are PNG, without loss.",
-    "complexity": "it belongs to models hosted by OpenAI.",
-    "frame_count": "pictures do not move.",
-    "frame_duration_ms": "pictures do not move.",
-}
-"""Keys of OpenAI's image request that would be ignored, with the reason: they are refused."""
 
 
 class PhrasingBody(Body):

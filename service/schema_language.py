@@ -18,110 +18,24 @@ from pydantic import (
 )
 
 from engines.slots.admission import COLDEST, LEAST_REPETITION
-from service.schema import SAFE_INTEGER, Body, EditUses, plain
+from service.schema import SAFE_INTEGER, EditUses, Lenient, plain
+from service.schema_steering import Steerings
 
 Written = Annotated[str, AfterValidator(plain), Field(max_length=1_000_000)]
 """What people and models write; it may be empty."""
-
-Label = Annotated[str, Field(min_length=1, max_length=200)]
-
 
 NONE: Any = Field(default_factory=list)
 """An empty list that nobody shares."""
 
 
-class FeatureUse(Body):
-    """One feature of a sparse autoencoder, and how strongly it acts."""
-
-    sae: Label
-    feature: Annotated[int, Field(ge=0)]
-    strength: float | None = None
-    """In the mode's unit; needed by every mode but `ablate`, which takes none."""
-
-
-class VectorUse(Body):
-    """A learned or imported direction: `happy` (alias `live`), `happy@3`, `sha256:...`."""
-
-    name: Label
-    strength: float = 1.0
-
-
-def _worded(concept: str) -> str:
-    if not concept.strip():
-        raise ValueError("a concept has a word")
-    return plain(concept)
-
-
-class SteeringSettings(Body):
-    """Where a row is steered to and how: what a preset keeps and a request says.
-
-    Either `concept` with `strength`, or `features`, or `vectors`; features and vectors go together.
-    """
-
-    features: Annotated[list[FeatureUse], Field(max_length=1000)] = NONE
-    vectors: Annotated[list[VectorUse], Field(max_length=1000)] = NONE
-    concept: Annotated[str, AfterValidator(_worded), Field(max_length=200)] | None = None
-    """A word or two; the features that write it are searched and filtered by output score."""
-    strength: float | None = None
-    """Of the concept's features."""
-    sae: Label | None = None
-    """Where the concept is searched; every dictionary of the model when left out."""
-    count: Annotated[int, Field(ge=1, le=5)] = 1
-    """How many features a concept may use, best first."""
-    mode: Literal["amp", "max", "raw", "unit", "clamp", "min_clamp", "multiply", "ablate"] = "amp"
-    """What a strength means; `amp`: times the largest code of the neutral prompt."""
-    a_max: Literal["neutral", "prompt", "live"] = "neutral"
-    """Whose largest code `amp` multiplies; `live` is refused."""
-    clamp_in: Literal["activation", "a_max", "max"] = "activation"
-    """What a strength of `clamp` and `min_clamp` is: an activation, or a multiple of that largest
-    code or of the feature's largest activation."""
-    unit: Literal["raw", "unit", "stream"] = "raw"
-    """What a vector's strength multiplies: it as it is, at length 1, or at the stream's norm."""
-    sites: Annotated[list[Label], Field(max_length=1000)] = NONE
-    """Where vectors are added; everywhere they are of when left out."""
-    positions: Literal["last_and_generated", "all", "prompt", "generated"] = "last_and_generated"
-    skip_special: bool = False
-    """Leave the prompt's special tokens alone."""
-    min_output_score: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Features below it are not used; the steerer's own default when left out."""
-    on_low_score: Literal["reject", "warn", "allow"] = "reject"
-
-
-class SteeringBody(SteeringSettings):
-    """`steering` of a request: settings, or a preset that keeps them."""
-
-    preset: Label | None = None
-    """`winter` (alias `live`), `winter@3`, `sha256:...`; it goes with no other key."""
-
-
-_STEERING_LIST = TypeAdapter(
-    Annotated[list[SteeringBody], Field(max_length=64)], config=ConfigDict(strict=True)
-)
-
-
-def _steerings(value: object) -> object:
-    """One or several, so that an error names the key and not the shape."""
-    if isinstance(value, dict):
-        return [SteeringBody.model_validate(value)]
-    if isinstance(value, list):
-        return _STEERING_LIST.validate_python(value)
-    raise ValueError("use an object, or a list of objects")
-
-
-Steerings = Annotated[
-    list[SteeringBody],
-    PlainValidator(_steerings, json_schema_input_type=SteeringBody | list[SteeringBody]),
-]
-
-
-class ImageUrl(Body):
+class ImageUrl(Lenient):
     """A picture in a message."""
 
     url: Annotated[str, Field(max_length=100_000_000)]
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class Part(Body):
+class Part(Lenient):
     """A part of a message."""
 
     type: Annotated[str, Field(max_length=64)]
@@ -133,18 +47,21 @@ def _parts(value: object) -> object:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-class Message(Body):
+class Message(Lenient):
     """Who said what. `developer` is read as `system`."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    """Of these, `tool` and `function` are refused by name: there are no tools."""
     content: Annotated[
         Annotated[list[Part], Field(max_length=1000)] | None,
         BeforeValidator(_parts, json_schema_input_type=str | list[Part] | None),
     ] = None
     refusal: None = None
     audio: None = None
-    function_call: None = None
-    tool_calls: Annotated[list[JsonValue], Field(max_length=0)] | None = None
+    name: JsonValue = None
+    function_call: JsonValue = None
+    tool_calls: JsonValue = None
+    tool_call_id: JsonValue = None
     annotations: Annotated[list[JsonValue], Field(max_length=0)] | None = None
 
 
@@ -159,7 +76,7 @@ Stops = Annotated[
 ]
 
 
-class StreamOptions(Body):
+class StreamOptions(Lenient):
     """What a stream tells besides the text."""
 
     include_usage: bool = False
@@ -171,21 +88,37 @@ def _bias(value: object) -> object:
     """JSON's keys are strings: here they are token ids."""
     if not isinstance(value, dict):
         return value
-    return {int(k) if isinstance(k, str) and k.isdecimal() else k: v for k, v in value.items()}
+    for key in value:
+        if not (str(key).isascii() and str(key).isdecimal() and len(str(key)) <= 15):
+            raise ValueError(f"{str(key)[:40]!r} is no token: its keys are token ids like '42'")
+    return {int(key): bias for key, bias in value.items()}
 
 
 def _warm(value: float) -> float:
     if 0 < value < COLDEST:
-        raise ValueError(f"use 0 for the likeliest token, or {COLDEST:g} to 2")
+        raise ValueError(f"must be 0 for the likeliest token, or {COLDEST:g} to 2")
     return value
 
 
-class GenerationBody(Body):
+NOT_OFFERED = {
+    "audio": "hosted models answer in text.",
+    "moderation": "there is no moderation to choose.",
+    "prediction": "nothing is speculated here, so a prediction would change nothing.",
+    "prompt_cache_options": "prefixes are cached by themselves, keyed by their content.",
+    "reasoning_effort": "hosted models do not reason apart from their answer.",
+    "verbosity": "say in a message how long the answer shall be.",
+    "web_search_options": "hosted models do not search.",
+}
+"""Keys of OpenAI's requests that would be ignored, with the reason: they are refused."""
+
+
+class GenerationBody(Lenient):
     """What chat and completions share."""
 
+    not_offered = NOT_OFFERED
     model: Annotated[str, Field(min_length=1, max_length=1000)]
     """A hosted model, a variant, or `base+name@alias[+name2@3]` (edits, presets, vectors)."""
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_warm)] | None = None
     """0 takes the likeliest token, 0.0001 is the least above it; 1 when left out."""
@@ -255,7 +188,7 @@ def _prompts(value: object) -> list[Any]:
         return list(_TEXTS.validate_python(value))
     if kinds == {list}:
         return list(_MANY_IDS.validate_python(value))
-    raise ValueError("use a text, a list of texts, a list of token ids, or a list of those")
+    raise ValueError("must be a text, a list of texts, a list of token ids, or a list of those")
 
 
 _PromptShapes = str | list[str] | list[int] | list[list[int]]
@@ -268,17 +201,5 @@ class CompletionBody(GenerationBody):
     echo: bool | None = None
     """The prompt stands before its continuation."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
     suffix: Annotated[str, Field(max_length=100_000)] | None = None
-
-
-NOT_OFFERED = {
-    "audio": "hosted models answer in text.",
-    "moderation": "there is no moderation to choose.",
-    "prediction": "nothing is speculated here, so a prediction would change nothing.",
-    "prompt_cache_options": "prefixes are cached by themselves, keyed by their content.",
-    "reasoning_effort": "hosted models do not reason apart from their answer.",
-    "verbosity": "say in a message how long the answer shall be.",
-    "web_search_options": "hosted models do not search.",
-}
-"""Keys of OpenAI's requests that would be ignored, with the reason: they are refused."""

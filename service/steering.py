@@ -4,26 +4,27 @@ The steerers decide; here stands what they ask for: the host's dictionaries with
 from the registry, directions from their blobs, and forwards on the thread that owns the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from inspect import signature
 from typing import Any
 
 from engines.store import DigestStore
-from models.errors import WrongBase
+from models.errors import Refusal, WrongBase
 from models.hosted import HostedModel
 from models.language import Language
-from models.patch import Patch
+from models.patch import Patch, Shift
 from service.dictionaries import Dictionaries
-from service.orders import SteeringOrder, TextOrder, VectorOrder
+from service.orders import SteeringOrder, TextOrder
 from service.owned import at_once, drained
 from service.patience import ENDLESS, Patience
 from service.registry import Registry
 from service.vectors import neutral_norms
 from steerers.control_vectors import Vectors
 from steerers.dictionary import Dictionary
-from steerers.methods.control_vector import ControlVector, Direction
-from steerers.methods.sae import SAE, SteeredFeature
-from steerers.planned import Bounds, Planned, Request
+from steerers.methods.control_vector import Direction
+from steerers.planned import Bounds, Planned, Request, of_patch
 from steerers.score import Neutral
 from steerers.shelf import Shelf, at_prompt
 from steerers.whole import whole
@@ -34,7 +35,7 @@ class Steered:
     """The plan for one prompt.
 
     Attributes:
-        reports: One or more per entry of the order.
+        reports: One per steerer of the order.
         whole: Per site what all entries together come to.
         strong: What the whole warns of.
     """
@@ -89,11 +90,13 @@ class Steering:
         parts, reports = list[Planned](), list[Mapping[str, Any]]()
         for entry in order.steering:
             came = {} if entry.preset is None else {"preset": entry.preset.as_dict()}
-            self._check_base(entry)
-            for planned in self._entry(entry, asking):
-                parts.append(planned)
-                reports.append({**came, **planned.report})
-        found = whole(parts, len(ids), self.bounds)
+            with _placed(entry):
+                self._check_base(entry)
+                planned = self._planned(entry, asking)
+            parts.append(planned)
+            reports.append({**came, **planned.report})
+        with _placed(*order.steering):
+            found = whole(parts, len(ids), self.bounds)
         return Steered(
             patch=found.patch, reports=tuple(reports), whole=found.sites, strong=found.warnings
         )
@@ -104,23 +107,28 @@ class Steering:
             name = f"{preset.name}@{preset.version}"
             raise WrongBase(name, preset.fingerprint, self.hosted.name, self.hosted.fingerprint)
 
-    def _entry(self, entry: SteeringOrder, asking: "_Asking") -> list[Planned]:
-        planned = []
-        if entry.features or entry.concept is not None:
-            features = tuple(
-                SteeredFeature(sae=f.sae, feature=f.feature, strength=f.strength)
-                for f in entry.features
-            )
-            method = SAE(features=features, **_said(entry, SAE, "features"))
-            shelves = self._shelves(entry, asking)
-            planned.append(method.plan(self.hosted, shelves, asking.request))
-        return [*planned, *(self._added(entry, use, asking) for use in entry.vectors)]
+    def _planned(self, entry: SteeringOrder, asking: "_Asking") -> Planned:
+        """The steerer's plan; it is handed what the parameters of its `plan` are called."""
+        offered: Mapping[str, Callable[[], Any]] = {
+            "shelves": lambda: self._shelves(entry.method, asking),
+            "directions": lambda: self._directions(entry, asking),
+            "request": lambda: asking.request,
+        }
+        plan = entry.method.plan
+        taken = {n: offered[n]() for n in signature(plan).parameters if n in offered}
+        made = plan(self.hosted, **taken)
+        if isinstance(made, Planned):
+            return made
+        shifted = [o.site for o in made if isinstance(o, Shift)]
+        norms = self._stream_norms(shifted, asking.patience) if shifted else {}
+        return of_patch(entry.method, made, norms, self.bounds)
 
     # --- features --------------------------------------------------------------------------------
 
-    def _shelves(self, entry: SteeringOrder, asking: "_Asking") -> dict[str, Shelf]:
-        """The dictionaries that the entry means, by the names that it uses."""
-        named = {f.sae for f in entry.features} | ({entry.sae} if entry.sae else set())
+    def _shelves(self, method: Any, asking: "_Asking") -> dict[str, Shelf]:
+        """The dictionaries that the settings mean, by the names that they use; else all."""
+        named = {f.sae for f in getattr(method, "features", ())}
+        named |= {sae for sae in (getattr(method, "sae", None),) if sae}
         found = {name: self.dictionaries.find(name, "steering") for name in sorted(named)}
         return {n: self._shelf(d, asking) for n, d in (found or self.dictionaries.known).items()}
 
@@ -148,19 +156,16 @@ class Steering:
 
     # --- directions ------------------------------------------------------------------------------
 
-    def _added(self, entry: SteeringOrder, use: VectorOrder, asking: "_Asking") -> Planned:
+    def _directions(self, entry: SteeringOrder, asking: "_Asking") -> dict[str, Direction]:
+        """The direction that the settings name as `vector`."""
+        if (use := entry.vector) is None:
+            return {}
         vectors = self.vectors.get(use.digest)
         base = vectors.header.get("base", {}).get("fingerprint", "")
         if base != self.hosted.fingerprint:
             raise WrongBase(use.label, base, self.hosted.name, self.hosted.fingerprint)
-        method = ControlVector(
-            vector=use.label,
-            strength=use.strength,
-            **_said(entry, ControlVector, "vector", "strength"),
-        )
         norms = self._stream_norms(list(vectors.vectors), asking.patience)
-        direction = Direction(vectors=vectors, stream_norms=norms)
-        return method.plan(self.hosted, {use.label: direction}, asking.request)
+        return {use.label: Direction(vectors=vectors, stream_norms=norms)}
 
     def _stream_norms(self, sites: Sequence[str], patience: Patience) -> dict[str, float]:
         """Of the neutral prompt's last token; measured once per site."""
@@ -181,10 +186,23 @@ class _Asking:
     patience: Patience
 
 
-def _said(entry: SteeringOrder, method: type, *own: str) -> dict[str, Any]:
-    """The entry's keys that are settings of the method; `own` ones are told elsewhere."""
-    names = {f.name for f in fields(method) if f.init} - {"kind", *own}
-    return {name: getattr(entry, name) for name in names}
+@contextmanager
+def _placed(*entries: SteeringOrder) -> Iterator[None]:
+    """What is refused inside names the request's own key; of several entries, `steering`."""
+    try:
+        yield
+    except Refusal as refusal:
+        places = {entry.place for entry in entries}
+        settings = {f.name for entry in entries for f in fields(entry.method)}
+        if refusal.param == "steering" or refusal.param in settings:
+            refusal.param = _key(places, refusal.param)
+        raise
+
+
+def _key(places: set[str], setting: str) -> str:
+    place = places.pop() if len(places) == 1 else "steering"
+    named = not place.startswith("steering") or place.endswith(".preset")
+    return place if places or named or setting == "steering" else f"{place}.{setting}"
 
 
 def reports_of(told: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[Mapping[str, Any], ...]:

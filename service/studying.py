@@ -3,7 +3,7 @@
 Every method is called on a worker thread and may wait for the owner thread.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from service.dictionaries import Dictionaries, check
@@ -27,6 +27,7 @@ from service.showing import Known, shown
 from service.vectors import adopted, sites_of
 from steerers.dictionary import Dictionary
 from steerers.lens import language_of
+from steerers.methods.sae import SAE
 from steerers.score import REFERENCE, STRONG, USABLE
 from steerers.search import search
 from steerers.snippets import spelled
@@ -132,16 +133,13 @@ class Study:
         """What steering means now; planned as for a request that reads the neutral prompt."""
         language = language_of(self.hosted, "control_vector")
         ids = language.tokenize(self.hosted, REFERENCE.prompt)
-        order = TextOrder(id="preset", tenant=asked.tenant, steering=(asked.steering,))
+        order = TextOrder(id="preset", tenant=asked.tenant, steering=asked.steering)
         reports = [dict(report) for report in self.planner.plan(order, ids, patience).reports]
-        chosen = [use for report in reports for use in report.get("features", ())]
-        named = [one.strength for one in asked.steering.features]
-        # The steerer tells the named ones first, in their order, then a concept's.
-        strengths = [*named, *[asked.steering.strength] * (len(chosen) - len(named))]
         features = [
-            {"sae": f"sha256:{use['sae_digest']}", "feature": use["feature"]}
-            | ({} if strength is None else {"strength": strength})
-            for use, strength in zip(chosen, strengths, strict=True)
+            feature
+            for entry, report in zip(asked.steering, reports, strict=True)
+            if isinstance(entry.method, SAE)
+            for feature in _settled(entry.method, report)
         ]
         return {"features": features, "report": reports}
 
@@ -324,6 +322,8 @@ class Study:
             "scores": {
                 "settings": self.dictionaries.told(REFERENCE),
                 "scored": covered.scored,
+                "of": dictionary.features,
+                "told": _scored(dictionary, covered.scored),
                 "usable": covered.reach[USABLE],
                 "strong": covered.reach[STRONG],
             },
@@ -334,6 +334,25 @@ class Study:
         if token not in self._spelt:
             self._spelt[token] = spelled(self.hosted, token)
         return self._spelt[token]
+
+
+def _settled(asked: SAE, report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The features that were chosen, each by the digest of its dictionary, with its strength."""
+    chosen = report["features"]
+    # The steerer tells the named ones first, in their order, then a concept's.
+    named = [one.strength for one in asked.features]
+    strengths = [*named, *[asked.strength] * (len(chosen) - len(named))]
+    for use, strength in zip(chosen, strengths, strict=True):
+        told = {"sae": f"sha256:{use['sae_digest']}", "feature": use["feature"]}
+        yield told if strength is None else {**told, "strength": strength}
+
+
+def _scored(dictionary: Dictionary, scored: int) -> str:
+    """How many features have a score in the registry, and how the others get one."""
+    told = f"{scored} of {dictionary.features} features are scored"
+    if scored >= dictionary.features:
+        return f"{told}."
+    return f"{told}; POST /v1/saes/{dictionary.id}/scores scores the others."
 
 
 def _number(after: str) -> int:

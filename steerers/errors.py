@@ -1,5 +1,7 @@
 """What the steerers refuse."""
 
+from collections.abc import Sequence
+
 from models.errors import Refusal
 
 
@@ -154,14 +156,31 @@ class LowOutputScore(Refusal):
 class ConceptNotCovered(Refusal):
     """No feature of the SAE is found for a concept, or none of them steers."""
 
-    def __init__(self, concept: str, sae: str, candidates: int, best: float | None) -> None:
-        found = f"{candidates} candidates, best output score {best or 0.0:.3g}, none kept"
+    def __init__(
+        self, concept: str, saes: Sequence[str], candidates: int, best: float | None
+    ) -> None:
+        do = "does" if len(saes) == 1 else "do"
+        lower = "lower min_output_score or " if best is not None else "or "
         super().__init__(
-            f"{sae} does not cover {concept!r}: {found if candidates else 'no candidates'}.",
-            remedy="Say it in other words, name a feature, or lower min_output_score.",
-            param="features",
+            f"{_and(saes)} {do} not cover {concept!r}: {_found(candidates, best)}."
+            if saes
+            else f"There is no SAE in which {concept!r} could be found.",
+            remedy=f"Say it in other words, {lower}name a feature.",
+            param="concept",
         )
         self.concept, self.candidates, self.best = concept, candidates, best
+
+
+def _and(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _found(candidates: int, best: float | None) -> str:
+    if not candidates:
+        return "no feature promotes its words or has them in a label"
+    some = "one candidate" if candidates == 1 else f"{candidates} candidates"
+    return f"{some}, {'no output score' if best is None else f'best output score {best:.3g}'}"
 
 
 class TooStrong(Refusal):

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.patch import Patch, Positions, Shift
+from models.patch import Clamp, Patch, Positions, Shift
 from models.site import Site
 from steerers.errors import BadStrength, NothingToSteer, PromptNeeded, TooStrong
 
@@ -137,3 +137,29 @@ def checked(site: str, vector: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     if not bool(dense.any()):
         raise NothingToSteer(f"The change at {site} is zero.")
     return dense
+
+
+def of_patch(
+    method: Any, patch: Patch, stream_norms: Mapping[str, float], bounds: Bounds
+) -> Planned:
+    """The plan of a steerer that gives nothing but its patch: its settings are the report.
+
+    Raises:
+        TooStrong, BadStrength: A shift.
+        TypeError: It clamps; only the steerer knows how far a clamp reaches, and says so itself.
+    """
+    shifted: dict[str, float] = {}
+    for operation in patch:
+        if isinstance(operation, Clamp):
+            raise TypeError(f"{method.kind}: a steerer that clamps gives a Planned with reaches")
+        if isinstance(operation, Shift):
+            norm = float(operation.vector.norm())
+            shifted[operation.site] = shifted.get(operation.site, 0.0) + norm
+    told = [weighed(site, n, stream_norms[site], bounds) for site, n in sorted(shifted.items())]
+    report = {
+        **asdict(method),
+        "sites": [site for site, _ in told],
+        "warnings": [warning for _, some in told for warning in some],
+        "patch": patch.digest,
+    }
+    return Planned(patch=patch, report=report, stream_norms=stream_norms)

@@ -35,7 +35,7 @@ class Whole:
 
 
 def whole(parts: Sequence[Planned], tokens: int, bounds: Bounds) -> Whole:
-    """The plans as one: one shift per site and positions, every clamp once.
+    """The plans as one: one shift per site and positions, every clamp once, the rest as it is.
 
     Args:
         parts: In any order: sums are taken in the order of digests.
@@ -51,7 +51,8 @@ def whole(parts: Sequence[Planned], tokens: int, bounds: Bounds) -> Whole:
     sites, warnings = [], []
     everything = Patch(tuple(operation for part in parts for operation in part.patch))
     reaches = {digest: reach for part in parts for digest, reach in part.reaches.items()}
-    for site in sorted(everything.sites):
+    operations += [o for o in everything if not isinstance(o, Shift | Clamp)]
+    for site in sorted({o.site for o in everything if isinstance(o, Shift | Clamp)}):
         shifts = [o for o in everything if isinstance(o, Shift) and o.site == site]
         clamps = list(_once([o for o in everything if isinstance(o, Clamp) and o.site == site]))
         norm = 0.0

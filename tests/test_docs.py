@@ -284,3 +284,29 @@ def test_curl_in_the_pages_runs(block, service_url, tmp_path):
         assert written.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     if done.stdout:
         assert json.loads(done.stdout)
+
+
+SESSIONS = [
+    pytest.param(block, id=f"steering.md:{line}")
+    for line, block in blocks(ROOT / "docs" / "steering.md", "bash")
+    if "tiller vector promote" in block or "tiller preset rollback" in block
+]
+
+
+def test_the_sessions_of_the_steering_page_are_found():
+    assert len(SESSIONS) == 2
+
+
+@pytest.mark.parametrize("block", SESSIONS)
+def test_a_session_in_the_pages_runs_to_its_end(block, service_url, tmp_path):
+    """Line by line in one shell, as somebody who pastes it would."""
+    lines = here(block, service_url).replace("curl -s ", "curl --fail-with-body -sS ")
+    tools = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    done = subprocess.run(  # noqa: S603 - our own pages
+        ["/bin/sh", "-ec", lines],
+        cwd=tmp_path,
+        env={**os.environ, "TILLER_URL": service_url, "PATH": tools},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout

@@ -1,7 +1,7 @@
 """Everything that can be wrong with a request is found before it has a row."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from engines.errors import BadGeneration, ContextTooLong
 from engines.slots.request import Generation, Sampling
@@ -32,7 +32,8 @@ def check(request: Generation, *, vocab: int, capacity: int) -> int:
         ContextTooLong: Prompt and answer do not fit a row.
         BadPatch: The patch names tokens that the row can never have.
     """
-    for param, problem, remedy in (*_wrong(request, vocab), *_unsampled(request.sampling, vocab)):
+    wrong = (*_wrong(request, vocab), *_unstopping(request.stop))
+    for param, problem, remedy in (*wrong, *_unsampled(request.sampling, vocab)):
         raise BadGeneration(param, problem, remedy)
     room = capacity - len(request.ids)
     limit = room if request.max_tokens is None else request.max_tokens
@@ -54,13 +55,18 @@ def _wrong(request: Generation, vocab: int) -> Iterator[Wrong]:
     if request.max_tokens is not None and request.max_tokens < 1:
         yield "max_tokens", "A text has at least one token.", "Use 1 or more."
     if not 1 <= request.n <= _MOST_TEXTS:
-        yield "n", f"{request.n} texts cannot be asked for.", f"Use 1 to {_MOST_TEXTS}."
-    if len(request.stop) > _MOST_STOPS or not all(request.stop):
-        yield "stop", "Stop strings are few and not empty.", f"Use at most {_MOST_STOPS}."
+        yield "n", "So many texts cannot be asked for.", f"Use 1 to {_MOST_TEXTS}."
     if not (request.logprobs is None or 0 <= request.logprobs <= _MOST_LOGPROBS):
-        yield "top_logprobs", "So many are not told.", f"Use 0 to {_MOST_LOGPROBS}."
+        yield "top_logprobs", "So many likely tokens are not told.", f"Use 0 to {_MOST_LOGPROBS}."
     if not abs(request.seed) < 2**63:
-        yield "seed", f"There is no seed {request.seed}.", "Use a number from 0 to 2^63 - 1."
+        yield "seed", "The seed is too large a number.", "Use a number from 0 to 2^63 - 1."
+
+
+def _unstopping(stop: Sequence[str]) -> Iterator[Wrong]:
+    if len(stop) > _MOST_STOPS:
+        yield "stop", f"There are {len(stop)} stop strings.", f"Use at most {_MOST_STOPS}."
+    if not all(stop):
+        yield "stop", "A stop string is empty.", "Leave it out."
 
 
 def _unsampled(sampling: Sampling, vocab: int) -> Iterator[Wrong]:
@@ -82,10 +88,14 @@ def _unsampled(sampling: Sampling, vocab: int) -> Iterator[Wrong]:
         if not (inside and math.isfinite(value)):
             yield name, f"{name} cannot be {value}.", f"Use {use}."
     bias = sampling.logit_bias
-    if len(bias) > _MOST_BIASES or not all(0 <= token < vocab for token in bias):
-        yield "logit_bias", "A token is not the model's, or there are too many.", "Use its ids."
-    if not all(abs(value) <= _BIAS for value in bias.values()):
-        yield "logit_bias", "A bias is out of bounds.", f"Use -{_BIAS:g} to {_BIAS:g}."
+    if len(bias) > _MOST_BIASES:
+        yield "logit_bias", f"{len(bias)} tokens are biased.", f"Use at most {_MOST_BIASES}."
+    for token, value in bias.items():
+        if not 0 <= token < vocab:
+            yield "logit_bias", f"The model has no token {token}.", f"Use 0 to {vocab - 1}."
+        if not abs(value) <= _BIAS:
+            problem = f"The bias of token {token} is {value:g}."
+            yield "logit_bias", problem, f"Use -{_BIAS:g} to {_BIAS:g}."
 
 
 def _warm(temperature: float) -> bool:

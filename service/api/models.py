@@ -44,12 +44,12 @@ async def show_model(request: Request, name: str, bench: Bench, caller: Caller) 
 
 def named(steering: Sequence[SteeringOrder]) -> list[dict[str, Any]]:
     """The presets and vectors behind a model's name."""
-    presets = [{"preset": s.preset.as_dict()} for s in steering if s.preset is not None]
+    came = {s.preset.digest: s.preset for s in steering if s.preset is not None}
+    presets: list[dict[str, Any]] = [{"preset": preset.as_dict()} for preset in came.values()]
     return presets + [
-        {"vector": v.label, "digest": v.digest, "strength": v.strength}
+        {"vector": s.vector.label, "digest": s.vector.digest, "strength": s.method.strength}
         for s in steering
-        if s.preset is None
-        for v in s.vectors
+        if s.preset is None and s.vector is not None
     ]
 
 

@@ -1,7 +1,7 @@
 """`/v1/presets`: steering under a name with versions and aliases."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -18,7 +18,7 @@ from service.registry.kinds import STEERING
 from service.registry.records import Version
 from service.resolving import Resolver
 from service.schema import Body
-from service.schema_language import SteeringBody, SteeringSettings
+from service.schema_steering import Entry, Features, KeptSteering, Together
 from service.workbench import Workbench
 
 PRESET = Noun(word="preset", kind=STEERING, content=lambda version: {"steering": version.header})
@@ -32,7 +32,7 @@ class PresetBody(Body):
     """`PUT /v1/presets/{name}`: what the next version says."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)]
-    steering: SteeringSettings
+    steering: KeptSteering
     """As in a request. A concept is looked up now: the version keeps the features it found."""
 
 
@@ -44,9 +44,9 @@ async def put_preset(
     check_steering([body.steering], bench.settings.limits)
     host = bench.host(body.model)
     card = await host.card()
-    order = await asyncio.to_thread(_order, bench, caller.tenant, body)
-    settled = await host.answer(SettleSteering(tenant=caller.tenant, steering=order))
-    steering, report = _kept(body.steering, order, settled)
+    orders = await asyncio.to_thread(_orders, bench, caller.tenant, body)
+    settled = await host.answer(SettleSteering(tenant=caller.tenant, steering=orders))
+    steering, report = _kept(body.steering, orders, settled)
     version: Version = await asyncio.to_thread(
         bench.registry.presets.put,
         caller.tenant,
@@ -62,26 +62,35 @@ async def put_preset(
     return reply(request, PRESET.version_body(version), 201, location)
 
 
-def _order(bench: Workbench, tenant: str, body: PresetBody) -> SteeringOrder:
+def _orders(bench: Workbench, tenant: str, body: PresetBody) -> tuple[SteeringOrder, ...]:
     """The steering with every name resolved, as a request's."""
     resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
-    named = SteeringBody.model_validate(body.steering.model_dump())
-    return resolver.resolve(tenant, body.model, (), [named]).steering[0]
+    return resolver.resolve(tenant, body.model, (), [body.steering]).steering
 
 
 def _kept(
-    asked: SteeringSettings, order: SteeringOrder, settled: Mapping[str, Any]
+    asked: Entry, orders: Sequence[SteeringOrder], settled: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a version says, which never changes: features and digests; and what was measured."""
-    steering = asked.model_dump(mode="json", exclude_defaults=True, exclude=_SETTLED)
+    steering = asked.model_dump(mode="json", exclude_defaults=True)
     report: dict[str, Any] = {"steering": settled["report"]}
+    used = [order for order in orders if order.vector is not None]
+    report |= {"vectors": {_digest(o): o.vector.label for o in used if o.vector}} if used else {}
+    if not isinstance(asked, Together | Features):
+        told = {"vector": _digest(used[0])} if used else {}
+        return {"kind": orders[0].method.kind, **steering, **told}, report
+    if (concept := getattr(asked, "concept", None)) is not None:
+        report["concept"] = concept
+    steering = {k: v for k, v in steering.items() if k not in _SETTLED}
     if settled["features"]:
         steering["features"] = settled["features"]
-    if order.vectors:
+    if used:
         steering["vectors"] = [
-            {"name": f"sha256:{v.digest}", "strength": v.strength} for v in order.vectors
+            {"name": _digest(order), "strength": order.method.strength} for order in used
         ]
-        report["vectors"] = {f"sha256:{v.digest}": v.label for v in order.vectors}
-    if asked.concept is not None:
-        report["concept"] = asked.concept
     return steering, report
+
+
+def _digest(order: SteeringOrder) -> str:
+    assert order.vector is not None  # noqa: S101 - asked of those only
+    return f"sha256:{order.vector.digest}"

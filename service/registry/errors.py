@@ -1,6 +1,46 @@
 """What the registry refuses, and what the caller can do instead."""
 
+from typing import Self
+
 from models.errors import Refusal
+
+_LISTS = {"edit": "/v1/edits", "preset": "/v1/presets", "vector": "/v1/vectors"}
+NAME = "edit, preset or vector"
+"""What a name may be the name of, where all of them may stand."""
+
+
+class _Referring:
+    """A refusal of a reference to a version; it says what was looked for, and where it stood."""
+
+    def __init__(self, *told: str, what: str = "edit", param: str | None = "edits") -> None:
+        self.told, self.what = told, what
+        problem, remedy = self.words(what, *told)
+        super().__init__(problem, remedy=remedy, param=param)  # type: ignore[call-arg]
+
+    @staticmethod
+    def words(what: str, *told: str) -> tuple[str, str]:
+        """The problem and the remedy."""
+        raise NotImplementedError
+
+    def at(self, what: str, param: str) -> Self:
+        """The same at another key of the request, where such names belong."""
+        return type(self)(*self.told, what=what, param=param)
+
+
+class _Found(_Referring):
+    """The name is there, so that its kind is known."""
+
+    def at(self, what: str, param: str) -> Self:  # noqa: ARG002 - it is what it is
+        """The same at another key of the request."""
+        return super().at(self.what, param)
+
+
+def _lists(what: str) -> str:
+    return _LISTS.get(what, "/v1/edits, /v1/presets and /v1/vectors")
+
+
+def _address(what: str, name: str) -> str:
+    return f"{_LISTS.get(what, '/v1/edits')}/{name}"
 
 
 class BadName(Refusal):
@@ -15,14 +55,16 @@ class BadName(Refusal):
         )
 
 
-class BadReference(Refusal):
+class BadReference(_Referring, Refusal):
     """A text that does not name a version."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(
-            f"{text[:120]!r} does not name a version.",
-            remedy="Write potus, potus@3, potus@live or sha256:<64 hexadecimal digits>.",
-            param="edits",
+    @staticmethod
+    def words(what: str, *told: str) -> tuple[str, str]:
+        """The problem and the remedy."""
+        name = {"preset": "winter", "vector": "happy"}.get(what, "potus")
+        return (
+            f"{told[0][:120]!r} does not name a version.",
+            f"Write {name}, {name}@3, {name}@live or sha256:<64 hexadecimal digits>.",
         )
 
 
@@ -48,90 +90,108 @@ class BadPage(Refusal):
         )
 
 
-class UnknownEdit(Refusal):
-    """No edit or preset of that name."""
+class UnknownEdit(_Referring, Refusal):
+    """No edit of that name."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f"There is no edit {name!r}.",
-            remedy="GET /v1/edits lists the names; POST /v1/edits registers one.",
-            param="edits",
+    @staticmethod
+    def words(what: str, *told: str) -> tuple[str, str]:
+        """The problem and the remedy."""
+        makes = "; POST /v1/edits registers one" if what == "edit" else ""
+        return f"There is no {what} {told[0]!r}.", f"GET {_lists(what)} lists the names{makes}."
+
+    def at(self, what: str, param: str) -> "UnknownEdit":
+        """As an edit, or as any other name."""
+        return (
+            UnknownEdit(*self.told, param=param)
+            if what == "edit"
+            else UnknownName(what, self.told[0], param)
         )
 
 
 class UnknownName(UnknownEdit):
     """No preset or vector of that name; it may be the name of something else."""
 
-    def __init__(self, what: str, name: str) -> None:
-        super(UnknownEdit, self).__init__(
-            f"There is no {what} {name!r}.",
-            remedy=f"GET /v1/{what}s lists the names.",
-            param="name",
-        )
+    def __init__(self, what: str, name: str, param: str = "name") -> None:
+        super().__init__(name, what=what, param=param)
 
 
-class UnknownVersion(Refusal):
+class UnknownVersion(_Found, Refusal):
     """The name exists, the version does not."""
 
-    def __init__(self, name: str, version: str) -> None:
-        super().__init__(
-            f"{name} has no version {version}.",
-            remedy=f"GET /v1/edits/{name}/versions lists them.",
-            param="edits",
-        )
+    @staticmethod
+    def words(what: str, *told: str) -> tuple[str, str]:
+        """The problem and the remedy."""
+        name, version = told
+        return f"{name} has no version {version}.", f"GET {_address(what, name)} lists them."
 
 
-class UnknownAlias(Refusal):
+class UnknownAlias(_Found, Refusal):
     """The name exists, the alias does not."""
 
-    def __init__(self, name: str, alias: str) -> None:
-        super().__init__(
+    @staticmethod
+    def words(what: str, *told: str) -> tuple[str, str]:
+        """The problem and the remedy."""
+        name, alias = told
+        return (
             f"{name} has no alias {alias!r}.",
-            remedy=f"PUT /v1/edits/{name}/aliases/{alias} makes it.",
-            param="edits",
+            f"PUT {_address(what, name)}/aliases/{alias} makes it.",
         )
 
 
-class UnknownDigest(Refusal):
+class UnknownDigest(_Referring, Refusal):
     """No version of the tenant has this digest."""
 
-    def __init__(self, digest: str) -> None:
-        super().__init__(
-            f"No version has the digest {digest[:16]}.",
-            remedy="Use the digest that the version's own page shows.",
-            param="edits",
+    @staticmethod
+    def words(what: str, *told: str) -> tuple[str, str]:  # noqa: ARG004 - the same for all
+        """The problem and the remedy."""
+        return (
+            f"No version has the digest {told[0][:16]}.",
+            "Use the digest that the version's own page shows.",
         )
 
 
-class NoReadyVersion(Refusal):
+class NoReadyVersion(_Referring, Refusal):
     """A bare name with no version that passed its checks and is neither retired nor blocked."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(
+    @staticmethod
+    def words(what: str, *told: str) -> tuple[str, str]:  # noqa: ARG004 - the same for all
+        """The problem and the remedy."""
+        name = told[0]
+        return (
             f"{name} has no version that is ready and no alias 'live'.",
-            remedy="Name a version (potus@3), move the alias 'live' or register a new version.",
-            param="edits",
+            f"Name a version ({name}@3), move the alias 'live' or register a new version.",
         )
 
 
-class VersionRetired(Refusal):
+class VersionRetired(_Referring, Refusal):
     """A version that was taken out of use."""
 
-    def __init__(self, version: str) -> None:
-        super().__init__(
-            f"{version} is retired.",
-            remedy="Use another version, or register it again.",
-            param="edits",
-        )
+    @staticmethod
+    def words(what: str, *told: str) -> tuple[str, str]:  # noqa: ARG004 - the same for all
+        """The problem and the remedy."""
+        return f"{told[0]} is retired.", "Use another version, or register it again."
 
 
-class VersionBlocked(Refusal):
+class VersionBlocked(_Referring, Refusal):
     """A version that the operator forbids, whatever name or digest asks for it."""
 
-    def __init__(self, version: str) -> None:
-        super().__init__(
-            f"{version} is blocked.", remedy="Use another version; an operator can lift the block."
-        )
+    @staticmethod
+    def words(what: str, *told: str) -> tuple[str, str]:  # noqa: ARG004 - the same for all
+        """The problem and the remedy."""
+        return f"{told[0]} is blocked.", "Use another version; an operator can lift the block."
+
+
+OF_REFERENCES = (
+    BadReference,
+    UnknownEdit,
+    UnknownVersion,
+    UnknownAlias,
+    UnknownDigest,
+    NoReadyVersion,
+    VersionRetired,
+    VersionBlocked,
+)
+"""What a reference may be refused for: each can say it `at` another key, of another kind."""
 
 
 class InUse(Refusal):

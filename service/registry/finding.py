@@ -16,6 +16,7 @@ from service.registry.errors import (
     VersionRetired,
 )
 from service.registry.grammar import LIVE, PUBLIC, Reference, parse_reference
+from service.registry.kinds import word_of
 from service.registry.records import Status, Version
 from service.registry.tables import aliases, blobs, edits, versions
 
@@ -102,7 +103,7 @@ def find_version(connection: Connection, edit: Row[Any], number: int) -> Row[Any
         version_query().where(versions.c.edit == edit.id, versions.c.number == number)
     ).first()
     if row is None:
-        raise UnknownVersion(edit.name, str(number))
+        raise UnknownVersion(edit.name, str(number), what=word_of(edit.kind))
     return row
 
 
@@ -173,7 +174,7 @@ def _by_name(connection: Connection, tenant: str, reference: Reference) -> Row[A
     if row is not None:
         return row
     if reference.alias is not None:
-        raise UnknownAlias(edit.name, reference.alias)
+        raise UnknownAlias(edit.name, reference.alias, what=word_of(edit.kind))
     row = _first(connection, edit, _is_ready())
     if row is None:
         raise NoReadyVersion(edit.name)

@@ -5,3 +5,8 @@ STEERING = "steering"
 
 VECTOR = "vector"
 """A direction."""
+
+
+def word_of(kind: str) -> str:
+    """How people call a thing of that kind, and its path."""
+    return "preset" if kind == STEERING else kind

@@ -19,6 +19,7 @@ from service.registry.errors import (
 from service.registry.finding import as_version, find_edit, find_version, resolve, usable
 from service.registry.grammar import checked_alias, checked_text
 from service.registry.index import Index
+from service.registry.kinds import word_of
 from service.registry.limits import Limits
 from service.registry.records import Alias, Version
 from service.registry.tables import alias_states, aliases, versions
@@ -100,7 +101,7 @@ class Names:
             edit = find_edit(connection, tenant, name)
             row = _alias_row(connection, edit, alias)
             if row is None or row.number is None:
-                raise UnknownAlias(name, alias)
+                raise UnknownAlias(name, alias, what=word_of(edit.kind))
             return as_alias(name, row)
 
     def move(  # noqa: PLR0913  (who, which, where, and on which condition)
@@ -167,7 +168,7 @@ class Names:
             turn = self._turn(connection, tenant, name, alias, actor)
             _expect(turn, if_match)
             if turn.number is None:
-                raise UnknownAlias(name, alias)
+                raise UnknownAlias(name, alias, what=word_of(turn.edit.kind))
             back = _earlier(connection, turn)
             detail = {"from": turn.number, "to": back.number, "digest": back.digest, "back": True}
             return self._moved(connection, turn, back.number, back.before, detail)
@@ -186,7 +187,7 @@ class Names:
             turn = self._turn(connection, tenant, name, alias, actor)
             _expect(turn, if_match)
             if turn.number is None:
-                raise UnknownAlias(name, alias)
+                raise UnknownAlias(name, alias, what=word_of(turn.edit.kind))
             self._write(connection, turn, None)
             connection.execute(
                 alias_states.delete().where(
@@ -250,7 +251,7 @@ class Names:
     def _alias_now(self, connection: Connection, turn: Turn) -> Alias:
         row = _alias_row(connection, turn.edit, turn.alias)
         if row is None:
-            raise UnknownAlias(turn.edit.name, turn.alias)
+            raise UnknownAlias(turn.edit.name, turn.alias, what=word_of(turn.edit.kind))
         return as_alias(turn.edit.name, row)
 
 

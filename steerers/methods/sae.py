@@ -186,7 +186,7 @@ class _Plan:
         if not usable:
             best = max((t.best for t in found.values() if t.best is not None), default=None)
             total = sum(len(told.dropped) for told in found.values())
-            raise ConceptNotCovered(concept, ", ".join(names) or "no SAE", total, best)
+            raise ConceptNotCovered(concept, names, total, best)
         for name, candidate, score in usable[: self.settings.count]:
             one = SteeredFeature(sae=name, feature=candidate.feature)
             self._check(one, score)

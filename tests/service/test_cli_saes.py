@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from service import cli
+from service.cli_saes import best_first
 from service.client import AsyncTiller, Tiller, TillerError
 
 MODEL, SAE = "tiny-lm", "toy"
@@ -20,7 +21,7 @@ def done(speaker_url, monkeypatch, capsys):
     for console in (cli.out, cli.err):
         monkeypatch.setattr(console, "width", 200)
 
-    def command(*words, code=0):
+    def command(*words, code=0, err=False):
         monkeypatch.setattr(sys, "argv", ["tiller", *map(str, words)])
         capsys.readouterr()
         try:
@@ -30,7 +31,7 @@ def done(speaker_url, monkeypatch, capsys):
             ended = end.code or 0
         told = capsys.readouterr()
         assert ended == code, told.err
-        return told.out if code == 0 else told.err
+        return told.err if code or err else told.out
 
     return command
 
@@ -45,6 +46,25 @@ def test_features_are_scored_searched_and_shown(done):
     best = done("sae", "features", "--min-output-score", 0, "-n", 3, "--sae", SAE)
     assert best.count(SAE) >= 3
     assert json.loads(done("sae", "show", SAE, 3))["feature"] == 3
+
+
+def test_features_of_several_dictionaries_stand_best_first():
+    def found(*features):
+        scores = [None if s is None else {"output_score": s} for s, _ in features]
+        return [
+            ("x", {"scores": s, "labels": labels})
+            for s, (_, labels) in zip(scores, features, strict=True)
+        ]
+
+    label = [{"label": "the sea"}]
+    first, second = found((0.2, label), (0.9, []), (None, [])), found((0.5, label), (0.3, []))
+    told = [(row[1]["scores"] or {}).get("output_score") for row in best_first([first, second])]
+    assert told == [0.5, 0.2, 0.9, 0.3, None]
+
+
+def test_a_search_that_finds_nothing_says_what_to_do(done):
+    assert "other words" in done("sae", "features", "--concept", "zyzzyva", err=True)
+    assert "Sparse autoencoders" in done("sae", "--help")
 
 
 def test_labels_come_one_by_one_or_from_a_file(done, tmp_path):

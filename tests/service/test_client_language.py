@@ -66,7 +66,7 @@ def test_the_async_client_does_the_same(tiller, speaker_url):
 def test_a_refusal_has_its_code(tiller):
     with pytest.raises(TillerError) as refused:
         tiller.chat("x", model=MODEL, steering={"preset": "nobody"})
-    assert (refused.value.code, refused.value.status) == ("unknown_edit", 404)
+    assert (refused.value.code, refused.value.status) == ("unknown_name", 404)
 
 
 def test_what_stands_behind_steer():
@@ -109,6 +109,13 @@ def test_the_command_answers_one_message(ran, tiller):
     # The terminal is spared control characters, which a random toy writes.
     text = tiller.chat("the king of the sea", **ASKED)[0].text
     assert "".join(filter(str.isprintable, text)) in "".join(filter(str.isprintable, done.output))
+
+
+@pytest.mark.parametrize("nothing", ["", "  "])
+def test_the_command_refuses_to_say_nothing(ran, nothing):
+    done = ran(nothing)
+    assert done.exit_code == 2
+    assert "Say something" in done.output
 
 
 def test_the_command_compares(ran):

@@ -239,7 +239,7 @@ def test_keys_without_an_effect_are_taken(speaking):
         ({"temperature": 3}, "bad_request", "temperature"),
         ({"messages": []}, "bad_request", "messages"),
         ({"messages": [{"role": "user"}]}, "bad_request", "messages[0].content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "bad_request", "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "not_offered", "messages[0].role"),
         ({"top_logprobs": 3}, "bad_request", "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "bad_request", "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "bad_request", "stream_options"),

@@ -55,7 +55,7 @@ def wait_until(condition, seconds=20.0):
 
 def test_a_caller_that_stops_listening_frees_its_row_within_a_step(host):
     wait_until(lambda: active(host) == 0)
-    order = TextOrder(id="leaves", messages=tuple(SAID), max_tokens=200, streamed=True, seed=3)
+    order = TextOrder(id="leaves", messages=tuple(SAID), max_tokens=200, streamed=True, seeds=(3,))
 
     async def leave():
         events = host.write(order)

@@ -370,3 +370,13 @@ def test_a_picture_that_takes_too_long_is_a_504(settings_for, serving):
         httpx2.Client(base_url=url, timeout=60) as http,
     ):
         assert refused(http, 504, steps=200, n=4)["code"] == "deadline_exceeded"
+
+
+def test_a_preset_of_another_model_is_not_told_to_register_a_fact(http, bench):
+    kept = {"features": [{"sae": "toy", "feature": 1, "strength": 1.0}]}
+    put = bench.registry.presets.put
+    put("default", "steering", "elsewhere", "some-lm", "0" * 64, kept, actor="test")
+    told = refused(http, 409, model=f"{MODEL}+elsewhere@1")
+    assert (told["code"], told["param"]) == ("wrong_model", "model")
+    assert "fact" not in told["message"]
+    assert "put the preset" in told["message"]

@@ -120,7 +120,7 @@ def test_a_concept_becomes_the_features_that_it_means_now(http):
         (steering(feature=48), 404, "unknown_feature"),
         (steering(1e4), 422, "too_much"),
         ({"concept": "zzz", "strength": 1.0}, 422, "concept_not_covered"),
-        ({"vectors": [{"name": "nobody"}]}, 404, "unknown_edit"),
+        ({"vectors": [{"name": "nobody"}]}, 404, "unknown_name"),
         ({**steering(), "a_max": "live"}, 422, "bad_steering"),
         ({**steering(), "preset": "calm"}, 422, "unknown_key"),
     ],
