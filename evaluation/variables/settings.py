@@ -15,7 +15,7 @@ Kind = Literal["full", "das", "dbm", "pca", "svd", "dbm_pca", "dbm_svd", "sae", 
 Control = Literal["full", "random_features", "no_op"]
 Metric = Literal["iia", "logit_difference"]
 LEARNED: frozenset[Kind] = frozenset({"das", "dbm", "dbm_pca", "dbm_svd", "dbm_sae"})
-FITTED: frozenset[Kind] = LEARNED | {"pca", "svd"}
+FITTED: frozenset[Kind] = frozenset({*LEARNED, "pca", "svd"})
 """Kinds that look at rows before they are scored, on other rows."""
 OF_SAE: frozenset[Kind] = frozenset({"sae", "dbm_sae"})
 
@@ -102,5 +102,9 @@ def benchmark_recipe(task: str, variable: str, model_class: str, width: int) -> 
         size = 1024 if model_class == "GPT2LMHeadModel" else batch
         return Recipe(epochs=epochs, batch=size, rate=1.0), min(32, width)
     if task == "ravel_task":
-        return Recipe(epochs=epochs, batch=48 if llama else batch), min(512 if llama else 288, width)
-    return Recipe(epochs=epochs, batch=batch), width // 2 if variable == "answer" else min(16, width)
+        return Recipe(epochs=epochs, batch=48 if llama else batch), min(
+            512 if llama else 288, width
+        )
+    return Recipe(epochs=epochs, batch=batch), width // 2 if variable == "answer" else min(
+        16, width
+    )

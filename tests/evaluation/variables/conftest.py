@@ -1,4 +1,4 @@
-"""Tiny decoders of the benchmark's four classes, random interchanges, and a swap written plainly."""
+"""Tiny decoders of the benchmark's four classes, random interchanges, a swap written plainly."""
 
 from contextlib import ExitStack
 
@@ -68,7 +68,7 @@ def drawn(hosted, lengths=((7, 9), (9, 7), (8, 8)), answer=1, seed=0):
     return found
 
 
-def tabled(hosted, swaps, positions=("mid", "last_token"), **stated):
+def tabled(swaps, positions=("mid", "last_token"), **stated):
     return table(swaps, "x", positions, **stated)
 
 

@@ -40,7 +40,7 @@ def test_a_stream_swap_is_the_library_s_forward_with_a_hook(decoder, position, f
     for layer in range(len(decoder.family.decoder(decoder).layers)):
         unit = Unit(layer=layer, position=position)
         made = FULL if featurizer == "full" else turned(width(decoder, unit), 5)
-        trials = Trials(hosted=decoder, table=tabled(decoder, swaps), units=(unit,))
+        trials = Trials(hosted=decoder, table=tabled(swaps), units=(unit,))
         found = trials.logits([Trial((unit,), (made,))], EVERY)[0, :, 0]
         plain = torch.stack([plainly(decoder, swap, (unit,), (made,)) for swap in swaps])
         torch.testing.assert_close(found, plain, atol=2e-4, rtol=2e-4)
@@ -51,7 +51,7 @@ def test_heads_are_swapped_before_w_o_and_jointly_over_layers(decoder):
     swaps = drawn(decoder, lengths)
     handle = tuple(Unit(layer=i, head=h, position="all") for i, h in ((1, 0), (2, 1), (2, 3)))
     made = tuple(turned(head_width(decoder, u.layer), 3, seed) for seed, u in enumerate(handle))
-    trials = Trials(hosted=decoder, table=tabled(decoder, swaps, ("all",)), units=handle)
+    trials = Trials(hosted=decoder, table=tabled(swaps, ("all",)), units=handle)
     found = trials.logits([Trial(handle, made)], EVERY)[0, :, 0]
     plain = torch.stack([plainly(decoder, swap, handle, made) for swap in swaps])
     torch.testing.assert_close(found, plain, atol=2e-4, rtol=2e-4)
@@ -69,7 +69,7 @@ def test_a_counterfactual_that_is_the_base_changes_nothing(decoder):
         for s in drawn(decoder)
     ]
     unit, head = Unit(layer=1, position="mid"), Unit(layer=2, position="mid", head=1)
-    trials = Trials(hosted=decoder, table=tabled(decoder, swaps, ("mid",)), units=(unit, head))
+    trials = Trials(hosted=decoder, table=tabled(swaps, ("mid",)), units=(unit, head))
     own = turned(width(decoder, unit), 4)
     found = trials.logits([Trial((unit,), (own,)), Trial((unit, head), (FULL, FULL))], EVERY)
     plain = torch.stack([unswapped(decoder, swap) for swap in swaps])
@@ -81,7 +81,7 @@ def test_the_whole_stream_at_all_positions_gives_the_counterfactual_s_answer(dec
     swaps = drawn(decoder, ((8, 8), (6, 6)))
     for layer in range(len(decoder.family.decoder(decoder).layers)):
         unit = Unit(layer=layer, position="all")
-        trials = Trials(hosted=decoder, table=tabled(decoder, swaps, ("all",)), units=(unit,))
+        trials = Trials(hosted=decoder, table=tabled(swaps, ("all",)), units=(unit,))
         found = trials.logits([Trial((unit,), (FULL,))], torch.arange(2))[0, :, 0]
         with torch.no_grad():
             plain = [swapped_plainly(decoder, s.counterfactual, [])[-1] for s in swaps]
@@ -90,7 +90,7 @@ def test_the_whole_stream_at_all_positions_gives_the_counterfactual_s_answer(dec
 
 def test_as_many_directions_as_numbers_are_the_whole_unit(llama):
     unit = Unit(layer=1, position="mid")
-    trials = Trials(hosted=llama, table=tabled(llama, drawn(llama)), units=(unit,))
+    trials = Trials(hosted=llama, table=tabled(drawn(llama)), units=(unit,))
     d = width(llama, unit)
     whole, rotated = trials.logits(
         [Trial((unit,), (FULL,)), Trial((unit,), (turned(d, d),))], EVERY
@@ -101,7 +101,7 @@ def test_as_many_directions_as_numbers_are_the_whole_unit(llama):
 def test_an_empty_choice_is_the_base(llama):
     unit = Unit(layer=1, position="mid")
     swaps = drawn(llama)
-    trials = Trials(hosted=llama, table=tabled(llama, swaps), units=(unit,))
+    trials = Trials(hosted=llama, table=tabled(swaps), units=(unit,))
     nothing = turned(width(llama, unit), 4).choosing(())
     assert nothing.empty
     found = trials.logits([Trial((unit,), (nothing,))], EVERY)[0, :, 0]
@@ -111,7 +111,7 @@ def test_an_empty_choice_is_the_base(llama):
 
 def test_trials_that_share_a_forward_do_not_meet(decoder):
     units = [Unit(layer=1, position=p) for p in ("mid", "last_token")]
-    trials = Trials(hosted=decoder, table=tabled(decoder, drawn(decoder)), units=tuple(units))
+    trials = Trials(hosted=decoder, table=tabled(drawn(decoder)), units=tuple(units))
     wanted = [Trial((u,), (turned(width(decoder, u), 3, i),)) for i, u in enumerate(units)]
     shared = trials.logits(wanted, EVERY)
     for trial, found in zip(wanted, shared, strict=True):
@@ -124,8 +124,8 @@ def test_clean_parts_beyond_the_budget_are_read_again(llama, monkeypatch):
     monkeypatch.setattr("evaluation.variables.trials.ROWS", 2)
     unit = Unit(layer=0, position="mid")
     wanted = [Trial((unit,), (FULL,))]
-    kept = Trials(hosted=llama, table=tabled(llama, drawn(llama)), units=(unit,))
-    bare = Trials(hosted=llama, table=tabled(llama, drawn(llama)), units=(unit,), budget=0)
+    kept = Trials(hosted=llama, table=tabled(drawn(llama)), units=(unit,))
+    bare = Trials(hosted=llama, table=tabled(drawn(llama)), units=(unit,), budget=0)
     order = torch.tensor([2, 0])
     torch.testing.assert_close(kept.logits(wanted, order), bare.logits(wanted, order))
     for _ in range(3):
@@ -137,7 +137,7 @@ def test_clean_parts_beyond_the_budget_are_read_again(llama, monkeypatch):
 def test_trials_share_only_what_begins_alike(llama):
     swaps = drawn(llama, ((12, 12), (12, 12), (12, 12)))
     units = [Unit(layer=i, position=p) for i in (0, 1) for p in ("mid", "last_token", "all")]
-    table = tabled(llama, swaps, ("mid", "last_token", "all"))
+    table = tabled(swaps, ("mid", "last_token", "all"))
     trials = Trials(hosted=llama, table=table, units=tuple(units))
     groups = list(trials.together([Trial((u,), (FULL,)) for u in units], 3))
     # `mid` is 10 tokens before the end at most, `all` 12: like enough; `last_token` is one.
@@ -146,7 +146,7 @@ def test_trials_share_only_what_begins_alike(llama):
 
 def test_a_swap_that_is_not_made_is_an_error_and_leaves_no_hook(llama, monkeypatch):
     unit = Unit(layer=1, position="mid")
-    trials = Trials(hosted=llama, table=tabled(llama, drawn(llama)), units=(unit,))
+    trials = Trials(hosted=llama, table=tabled(drawn(llama)), units=(unit,))
     before = hooks_of(llama)
 
     def broken(_base, _source):
