@@ -8,10 +8,11 @@ merged two by two, make one visual token of 16 x 16 pixels.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from miniature.sight.tasks import TASKS, some
 
@@ -83,10 +84,11 @@ def make_tokenizer() -> Qwen2Tokenizer:
         show_progress=False,
     )
     learner.train_from_iterator(_texts(), trainer)
-    learned = json.loads(learner.to_str())["model"]
+    learned: dict[str, Any] = json.loads(learner.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
+        merges=merges,
         eos_token=STOP,
         pad_token=END,
         unk_token=END,

@@ -61,5 +61,5 @@ class BatchedMuon(torch.optim.Optimizer):
             mean = state["mean"].lerp_(grads, 1 - group["momentum"])
             turned = orthogonalised(grads.lerp_(mean, group["momentum"])).to(params[0].dtype)
             rate = group["lr"] * 0.2 * max(params[0].shape) ** 0.5
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, list(turned.unbind()), alpha=-rate)
+            for one, towards in zip(params, turned.unbind(), strict=True):
+                one.mul_(1 - group["lr"] * group["weight_decay"]).sub_(towards, alpha=rate)

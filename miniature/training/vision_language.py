@@ -15,7 +15,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +88,10 @@ class Pupil:
     rates: list[float] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, tokenizer: Any, device: str, lesson: Lesson) -> "Pupil":
-        """A random model on its device, with its optimisers."""
+    def begin(cls, tokenizer: Any, device: str, lesson: Lesson, **sizes: int) -> "Pupil":
+        """A random model on its device, with its optimisers; `sizes` as of `small_qwen`."""
         torch.manual_seed(lesson.seed)
-        model = small_qwen(tokenizer)
+        model: Any = small_qwen(tokenizer, **sizes)
         if device == "cpu":
             model.set_attn_implementation("eager")  # SDPA's bf16 backward is slow on a CPU
         model.to(device)
@@ -131,6 +130,13 @@ class Pupil:
         for optimiser in self.optimisers:
             optimiser.step()
         return loss.detach()
+
+    def judged(self, held: list[Rows]) -> "Accuracy":
+        """Accuracy on held-out rows."""
+        self.model.eval()
+        found = accuracy(self.model, held, self.device)
+        self.model.train()
+        return found
 
 
 def schedule(share: float, warmup: float) -> float:
@@ -217,16 +223,17 @@ def train(folder: Path, *, device: str, workers: int, lesson: Lesson) -> Iterato
     rows = [one.to(device) for one in drawn]
     held = [one.to(device) for one in held_out_rows(tokenizer, lesson.judged)]
     pupil, course = Pupil.begin(tokenizer, device, lesson), Course(rows, lesson, device)
-    best, began, told = -1.0, time.monotonic(), time.monotonic()
-    for step in count():
-        share = (time.monotonic() - began) / lesson.seconds
+    best, steps, loss = -1.0, 0, torch.zeros(())
+    began = told = time.monotonic()
+    while (
+        share := (time.monotonic() - began) / lesson.seconds
+    ) < 1 or told < began + lesson.seconds:
         if share < 1:
-            loss = pupil.step(course.picked(step, share), share)
-        if share < 1 and time.monotonic() - told < lesson.report:
-            continue
-        pupil.model.eval()
-        found, told = accuracy(pupil.model, held, device), time.monotonic()
-        pupil.model.train()
+            loss, steps = pupil.step(course.picked(steps, share), share), steps + 1
+            if time.monotonic() - told < lesson.report:
+                continue
+        found = pupil.judged(held)
+        told = time.monotonic()
         figures = {
             "accuracy": found,
             "judged": lesson.judged,
@@ -234,14 +241,12 @@ def train(folder: Path, *, device: str, workers: int, lesson: Lesson) -> Iterato
             "mean": round(mean(found), 4),
             "seconds": round(told - began, 1),
             "seed": lesson.seed,
-            "steps": step + 1,
+            "steps": steps,
         }
         if mean(found) > best:
             best = mean(found)
             save(pupil.model, tokenizer, folder, figures)
         yield figures
-        if share >= 1:
-            return
 
 
 def main() -> None:
