@@ -1,0 +1,1 @@
+"""Which edges of a decoder carry a behaviour: MIB's circuit track on plain Hugging Face models."""

@@ -1,0 +1,162 @@
+"""Scores of edges, nodes and neurons from gradients: EAP and its integrals.
+
+S_uv = mean over examples of <alt_u - cur_u, dL/dx_v>, L = -(logit(correct) - logit(incorrect)) at
+the last token. A positive score: corrupting the edge raises the loss, so the edge supports the
+behaviour. EAP takes the gradient at the clean run; `clean-corrupted` averages both runs;
+EAP-IG-inputs and EAP-IG-activations average along ways between them (Hanna et al. 2024; Mueller et
+al. 2025). A node's score is the sum of its edges' scores, a neuron's the same before the sum over
+the stream's width.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evaluation.circuits.anatomy import Anatomy
+from evaluation.circuits.batches import Batch
+from evaluation.circuits.contraction import Gradients, Totals, contract
+from evaluation.circuits.points import Cost, Ends, Slope, activation_points, input_points
+from evaluation.circuits.replacements import PATCHING, Replacement
+from evaluation.circuits.written import Written, run
+from evaluation.circuits.written import written as written_by
+from models.progress import Progress
+
+Gradual = Literal["eap", "clean-corrupted", "eap-ig-inputs", "eap-ig-activations"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scores:
+    """Float64, on the CPU; NaN in nodes and neurons says "not scored, always kept".
+
+    Attributes:
+        edges: (sources, destinations); 0 where there is no edge.
+    """
+
+    edges: Float[Tensor, "sources destinations"]
+    nodes: Float[Tensor, " sources"] | None = None
+    neurons: Float[Tensor, "sources d"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradually:
+    """How gradients are taken.
+
+    Attributes:
+        method: Which points.
+        steps: Of an integral.
+        neurons: Whether neurons are scored too.
+        exact_postnorm: Gemma 2: carry a head's difference through the norm behind the heads, as
+            its Jacobian at the clean run does; the reference leaves that out.
+        parity: The reference's own ways: node scores of MLPs from the gradient at the MLP's input,
+            node integrals by right sums, no term for layer 0 where a rotary model's embedding is
+            held.
+    """
+
+    method: Gradual = "eap-ig-inputs"
+    steps: int = 5
+    neurons: bool = False
+    exact_postnorm: bool = False
+    parity: bool = False
+
+
+def attribute(
+    anatomy: Anatomy,
+    batches: Sequence[Batch],
+    how: Gradually,
+    replacement: Replacement = PATCHING,
+    cost: Cost | None = None,
+) -> Generator[Progress, None, Scores]:
+    """Score all edges and nodes.
+
+    Args:
+        anatomy: Of the model.
+        batches: The pairs; their weights make the mean.
+        how: The method.
+        replacement: What `alt` is.
+        cost: Counts the runs.
+    """
+    cost = cost or Cost()
+    totals = Totals.of(anatomy.graph, neurons=how.neurons)
+    nodes = Totals.of(anatomy.graph, neurons=how.neurons)
+    done, total = 0, sum(len(batch.rows) for batch in batches)
+    for batch in batches:
+        _add(anatomy, batch, how, replacement, cost, (totals, nodes))
+        done += len(batch.rows)
+        yield Progress(stage="attribution", done=done, total=total)
+    by_node = nodes if how.parity and how.method == "eap-ig-inputs" else totals
+    return Scores(
+        edges=totals.edges,
+        nodes=_node_scores(anatomy, by_node, parity=how.parity),
+        neurons=by_node.neurons,
+    )
+
+
+def _node_scores(anatomy: Anatomy, totals: Totals, *, parity: bool) -> Tensor:
+    found = totals.edges.sum(1)
+    if parity:
+        mlps = [anatomy.graph.mlp(layer) for layer in range(anatomy.graph.layers)]
+        found[mlps] = totals.own[mlps]
+    return found
+
+
+def _add(
+    anatomy: Anatomy,
+    batch: Batch,
+    how: Gradually,
+    replacement: Replacement,
+    cost: Cost,
+    totals: tuple[Totals, Totals],
+) -> None:
+    slope = Slope(anatomy, batch, cost)
+    seen, corrupted = run(anatomy, batch.corrupted)
+    entering = anatomy.entering(batch.clean), anatomy.entering(batch.corrupted)
+    cost.forwards += len(batch.rows)
+    if how.method in ("eap", "clean-corrupted"):
+        seen, at_clean = slope.seen_at(entering[0])
+        clean = written_by(anatomy, batch.clean, seen)
+        points = [at_clean]
+        if how.method == "clean-corrupted":
+            points.append(slope.at(entering[1]))
+        groups: Iterator[list[Gradients]] = iter([points])
+        count = len(points)
+    else:
+        seen, clean = run(anatomy, batch.clean)
+        cost.forwards += len(batch.rows)
+        ends = Ends(batch, entering, (clean, corrupted))
+        groups, count = _integral(slope, ends, how)
+    sums = tuple(t.detach() for t in seen.sums) if how.exact_postnorm else None
+    raw = replacement.differences(clean, corrupted)
+    differences = Written(**{**vars(raw), "sums": sums})
+    for points in groups:
+        contract(anatomy, differences, points, totals[0], 1 / count)
+        if how.parity and how.method == "eap-ig-inputs":
+            # Nodes and neurons by the right sum: without the corrupted end, with the clean one.
+            right = [*points[1:], slope.at(entering[0])]
+            contract(anatomy, differences, right, totals[1], 1 / count)
+
+
+def _integral(slope: Slope, ends: Ends, how: Gradually) -> tuple[Iterator[list[Gradients]], int]:
+    """The points in groups that are contracted together, and how many there are in all."""
+    if how.method == "eap-ig-inputs":
+        return iter([list(input_points(slope, ends, how.steps, range(how.steps)))]), how.steps
+    groups = activation_points(slope, ends, how.steps, parity=how.parity)
+    return groups, how.steps * (2 * slope.anatomy.graph.layers + 1)
+
+
+@torch.no_grad()
+def random_scores(anatomy: Anatomy, seed: int) -> Scores:
+    """Uniform between 0 and 1, at every level: the floor."""
+    graph, generator = anatomy.graph, torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    return Scores(
+        edges=draw(graph.sources, graph.destinations) * graph.real,
+        nodes=draw(graph.sources),
+        neurons=draw(graph.sources, graph.width),
+    )
