@@ -2,9 +2,10 @@
 
 Covered: LowRank at linear layers; Shift, Clamp, Exit and Detour at the blocks of a tower; reading
 streams, inputs and outputs. Families that call their blocks one by one lead detours themselves
-(`models.detour`): grouped by plan, and no further than the last visual token. The plan lives in a ContextVar for one forward, so neither threads nor
-models can mix. Not covered: `torch.compile`d graphs (Python hooks run only while traced), and
-detours while decoding from a cache (they belong to the prefill).
+(`models.detour`): grouped by plan, and no further than the last visual token. The plan lives in a
+ContextVar for one forward, so neither threads nor models can mix. Not covered: `torch.compile`d
+graphs (Python hooks run only while traced), and detours while decoding from a cache (they belong to
+the prefill).
 """
 
 from collections import Counter

@@ -20,7 +20,7 @@ from transformers.models.auto import processing_auto
 from models.errors import BadConversation, NoChatTemplate, UnsupportedFamily
 
 Message = Mapping[str, Any]
-"""`role`, and `content`: a text, or parts `{"type": "text", "text": ...}` and `{"type": "image"}`."""
+"""`role`, and `content`: a text, or parts: `{"type": "text", "text": ...}`, `{"type": "image"}`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -233,7 +233,7 @@ class Language(Family):
         stream = decoder.embed(ids)
         return stream if decoder.places is None else stream + decoder.places(positions)
 
-    def run_layers(  # noqa: PLR0913 - what a forward needs, by name
+    def run_layers(
         self,
         hosted: HostedModel,
         stream: Float[Tensor, "rows tokens d"],
