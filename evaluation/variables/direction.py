@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evaluation.behaviours.swaps import SwapIds
-from evaluation.errors import BadStudy, NoFeatures, NothingKept
+from evaluation.variables.errors import BadStudy, NoFeatures, NothingKept
 from evaluation.variables.featurizers import Directions, Featurizer
 from evaluation.variables.table import table, usable
 from evaluation.variables.trials import Trials
@@ -20,7 +20,7 @@ from models.hosted import HostedModel
 from steerers.control_vectors import Vectors
 
 
-def toward(  # noqa: PLR0913 - what the vector's header says, each by its name
+def toward(
     hosted: HostedModel,
     swaps: Sequence[SwapIds],
     variable: str,
@@ -75,7 +75,7 @@ def direction(
     return _vectors(hosted, variable, unit, featurizer, column, {"direction": index})
 
 
-def _vectors(  # noqa: PLR0913, PLR0917 - the header's contents
+def _vectors(
     hosted: HostedModel,
     variable: str,
     unit: Unit,

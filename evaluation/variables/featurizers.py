@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evaluation.errors import BadStudy
+from evaluation.variables.errors import BadStudy
 from steerers.dictionary import Dictionary
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evaluation.errors import BadStudy
+from evaluation.variables.errors import BadStudy
 from evaluation.variables.featurizers import FULL, Codes, Coordinates, Directions, Featurizer
 from evaluation.variables.learning import Das, Learner, Mask
 from evaluation.variables.objective import Objective

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from evaluation.errors import BadStudy
+from evaluation.variables.errors import BadStudy
 from evaluation.variables.featurizers import (
     Codes,
     Coordinates,

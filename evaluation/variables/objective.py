@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evaluation.behaviours.swaps import SwapIds
-from evaluation.errors import BadStudy
+from evaluation.variables.errors import BadStudy
 from evaluation.variables.table import NO_LABEL, Table
 
 Checker = Callable[[str, str], bool]

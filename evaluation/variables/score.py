@@ -16,8 +16,8 @@ from torch import Tensor
 
 from evaluation.behaviours.pairs import Dropped
 from evaluation.behaviours.swaps import SwapIds
-from evaluation.errors import NothingKept
 from evaluation.variables.clean import Rows, read
+from evaluation.variables.errors import NothingKept
 from evaluation.variables.objective import Checker, Differences, difference
 from evaluation.variables.table import table
 from evaluation.variables.trials import ROWS, Trial, Trials

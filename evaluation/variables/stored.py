@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.errors import BadFeaturizers
+from evaluation.variables.errors import BadFeaturizers
 from evaluation.variables.featurizers import FULL, Codes, Coordinates, Directions, Featurizer
 from evaluation.variables.units import Handle, Unit
 from models.tensor_file import pack, unpack

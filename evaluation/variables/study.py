@@ -19,8 +19,8 @@ import torch
 
 from evaluation.behaviours.pairs import Dropped
 from evaluation.behaviours.swaps import PreparedSwaps, SwapIds
-from evaluation.errors import BadStudy, NoFeatures, NothingKept
 from evaluation.variables import surface
+from evaluation.variables.errors import BadStudy, NoFeatures, NothingKept
 from evaluation.variables.featurizers import FULL, Featurizer, random_like
 from evaluation.variables.fitting import dictionaries_of, fitted, seed_of
 from evaluation.variables.objective import (

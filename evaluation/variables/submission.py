@@ -1,9 +1,10 @@
 """MIB's submission folder for the causal-variable track: written, and read back.
 
-`<repository>/{TASK}_{MODELCLASS}_{VARIABLE}/` holds `<unit>_featurizer`, `<unit>_inverse_featurizer`
-(module dicts by `torch.save`) and `<unit>_indices` (JSON: a list, or null for all). The modules are
-the benchmark's own classes, a subspace or the identity, so no code travels with them. SAEs have no
-such module and are refused. Reading unpickles nothing: `weights_only=True`.
+`<repository>/{TASK}_{MODELCLASS}_{VARIABLE}/` holds `<unit>_featurizer`,
+`<unit>_inverse_featurizer` (module dicts by `torch.save`) and `<unit>_indices` (JSON: a list, or
+null for all). The modules are the benchmark's own classes, a subspace or the identity, so no code
+travels with them. SAEs have no such module and are refused. Reading unpickles nothing but tensors
+and plain values: `weights_only=True`.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.errors import BadFeaturizers, NoFeatures
+from evaluation.variables.errors import BadFeaturizers, NoFeatures
 from evaluation.variables.featurizers import FULL, Codes, Coordinates, Directions, Featurizer
 from evaluation.variables.learning import Rotation
 from evaluation.variables.objective import Coefficients
@@ -56,8 +57,8 @@ def export(made: Made, folder: Path, widths: Mapping[Unit, int]) -> list[Path]:
     written = []
     for unit, featurizer in pairs:
         there = [folder / f"{unit.name}{end}" for end in _ENDS]
-        for path, inverse in zip(there[:2], (False, True), strict=True):
-            torch.save(_module(featurizer, widths[unit], inverse=inverse), path)
+        for path in there[:2]:
+            torch.save(_module(featurizer, widths[unit]), path)
         chosen = None if featurizer.chosen is None else list(featurizer.chosen)
         there[2].write_text(json.dumps(chosen), encoding="utf-8")
         written += there
@@ -97,15 +98,14 @@ def read_folder(folder: Path) -> dict[Unit, Featurizer]:
     return found
 
 
-def _module(featurizer: Featurizer, width: int, *, inverse: bool) -> dict[str, Any]:
+def _module(featurizer: Featurizer, width: int) -> dict[str, Any]:
     if not isinstance(featurizer.features, Directions):
         return _told(IDENTITY, width, {}, {})
     rotation = featurizer.features.rotation.detach().float().cpu().contiguous()
     rotate = Rotation.of(rotation)
     state = {f"rotate.{key}": value.detach() for key, value in rotate.state_dict().items()}
     config = {"rotation_matrix": rotation.clone(), "requires_grad": False}
-    told = _told(SUBSPACE, rotation.shape[1], config, state)
-    return told if not inverse else {**told}
+    return _told(SUBSPACE, rotation.shape[1], config, state)
 
 
 def _told(

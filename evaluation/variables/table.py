@@ -13,8 +13,8 @@ from torch import Tensor
 
 from evaluation.behaviours.pairs import Dropped
 from evaluation.behaviours.swaps import SwapIds
-from evaluation.errors import NothingKept
 from evaluation.variables.clean import Rows
+from evaluation.variables.errors import NothingKept
 from evaluation.variables.units import ALL
 
 NO_LABEL = -100

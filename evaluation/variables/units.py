@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from evaluation.errors import UnknownUnit
+from evaluation.variables.errors import UnknownUnit
 from models.decoder import TOWER
 from models.errors import MethodNotApplicable
 from models.hosted import HostedModel
