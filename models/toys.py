@@ -80,7 +80,8 @@ def wake(module: nn.Module, seed: int, *, spread: float = 1.0, peaked: float = 1
     for name, weight in module.named_parameters():
         if weight.ndim < 2:
             continue
-        scale = spread / float(weight[0].numel()) ** 0.5
+        fed = weight.shape[-1] if ".experts." in name else weight[0].numel()
+        scale = spread / float(fed) ** 0.5
         if "attn2.to_q" in name or "attn2.to_k" in name:
             scale *= peaked
         weight.data = torch.randn(weight.shape, generator=generator) * scale

@@ -6,37 +6,20 @@ al. (2025) patch the `image_pad` tokens, and ran the model without these axes: t
 not be ours.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from models.decoder import TOWER
-from models.hosted import HostedModel
+from models.three_axes import ThreeAxes
 from models.toys_sight import MROPE, save_seeing, seeing_qwen_processor, text_settings
-from models.vision_language import VisionLanguage
 
 
-class Qwen2VL(VisionLanguage):
+class Qwen2VL(ThreeAxes):
     """Causal; M-RoPE."""
 
     kind = "qwen2_vl"
     title = "Qwen2-VL"
     model = Qwen2VLForConditionalGeneration
-
-    def turned(
-        self, hosted: HostedModel, ids: Sequence[int], read: Mapping[str, Tensor]
-    ) -> tuple[Int[Tensor, "axes tokens"] | None, int]:
-        """The library's own positions, computed for this row alone."""
-        tokens = torch.tensor([ids])
-        kinds = torch.isin(tokens, torch.tensor(sorted(self.image_ids(hosted)))).int()
-        found, delta = hosted.modules[TOWER].model.get_rope_index(
-            tokens, mm_token_type_ids=kinds, image_grid_thw=read["image_grid_thw"]
-        )
-        return found[:, 0], int(delta)
 
     def tiny(self, folder: Path, seed: int = 0) -> Path:
         """Four layers, a vision tower of two blocks, 16 pixels a token."""
