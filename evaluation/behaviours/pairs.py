@@ -23,12 +23,14 @@ class Pair:
     Attributes:
         correct: What follows the clean prompt.
         incorrect: What the corrupted prompt would rather have, or the distractor.
+        alike: Further answers that must have as many tokens (MIB asks it of a third name).
     """
 
     clean: str
     corrupted: str
     correct: str
     incorrect: str
+    alike: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +74,14 @@ def prepare(pairs: Sequence[Pair], hosted: HostedModel, answers: Answers = "whol
     first, most = first_token(words), longest(hosted)
     for row, pair in enumerate(pairs):
         ids = _Row(*(tuple(words.ids(t, special=False)) for t in _texts(pair)))
+        others = [len(words.ids(t, special=False)) for t in pair.alike]
         if (reason := _unusable(ids, most - len(first), answers)) is not None:
             dropped.append(Dropped(row=row, reason=reason))
+            continue
+        if any(n != len(ids.correct) for n in others):
+            dropped.append(
+                Dropped(row=row, reason="a name beside the answers is of another length")
+            )
             continue
         kept.append(
             PairIds(

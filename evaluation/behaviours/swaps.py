@@ -24,7 +24,8 @@ class SwapText:
     """One interchange; answers bring the leading space that the task wants.
 
     Attributes:
-        base_answer, counterfactual_answer: What follows each prompt unchanged.
+        base_answer, counterfactual_answer: What follows each prompt unchanged; nothing where the
+            counterfactual asks nothing.
         expected: By variable, what follows the base when that variable comes from the
             counterfactual.
         positions: By name, the character whose token is meant in the base and in the
@@ -105,7 +106,7 @@ def _in_ids(swap: SwapText, words: Words, most: int) -> SwapIds:
         base=base.ids,
         counterfactual=other.ids,
         base_answer=_answer(swap.base_answer, words),
-        counterfactual_answer=_answer(swap.counterfactual_answer, words),
+        counterfactual_answer=tuple(words.ids(swap.counterfactual_answer, special=False)),
         base_answer_text=swap.base_answer,
         counterfactual_answer_text=swap.counterfactual_answer,
         expected={name: _answer(text, words) for name, text in swap.expected.items()},
