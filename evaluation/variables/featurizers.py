@@ -8,6 +8,7 @@ changes nothing; nobody may report it as a result.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evaluation.variables.errors import BadStudy
+from steerers.activation import TopK, contents
 from steerers.dictionary import Dictionary
 
 
@@ -97,6 +99,23 @@ class Codes:
         """Moves times decoder rows, on the scale that decoding restores."""
         return moves @ self.dictionary.decoder * self.dictionary.output_scale(base)
 
+    def only(self, chosen: Sequence[int]) -> "Codes | None":
+        """These features alone; None where a code depends on the other features."""
+        whole = self.dictionary
+        if isinstance(whole.activation, TopK):
+            return None
+        index = torch.tensor(chosen, device=whole.encoder.device)
+        numbers = contents(whole.activation)
+        picked = {n: v[index] if isinstance(v, Tensor) else v for n, v in numbers}
+        narrow = replace(
+            whole,
+            encoder=whole.encoder[:, index],
+            encoder_bias=whole.encoder_bias[index],
+            decoder=whole.decoder[index],
+            activation=type(whole.activation)(**picked),  # pyright: ignore[reportArgumentType]
+        )
+        return Codes(dictionary=narrow)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Featurizer:
@@ -142,6 +161,8 @@ class Featurizer:
             return source
         if self.empty:
             return base
+        if self._narrow is not None:
+            return swapped(self._narrow, self._narrow.differences(base, source), base)
         moves = self.features.differences(base, source)
         if self.chosen is not None:
             moves = moves * self._gate.to(moves)
@@ -151,7 +172,14 @@ class Featurizer:
         """The same features, others of them."""
         return replace(self, chosen=tuple(sorted(chosen)))
 
-    @property
+    @cached_property
+    def _narrow(self) -> Codes | None:
+        """Where only the named columns of an SAE are needed, these."""
+        if not isinstance(self.features, Codes) or self.chosen is None:
+            return None
+        return self.features.only(self.chosen)
+
+    @cached_property
     def _gate(self) -> Float[Tensor, " n"]:
         assert self.features is not None  # noqa: S101 - `__call__` looked
         gate = torch.zeros(self.features.count)

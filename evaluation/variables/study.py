@@ -23,6 +23,7 @@ from evaluation.variables import surface
 from evaluation.variables.errors import BadStudy, NoFeatures, NothingKept
 from evaluation.variables.featurizers import FULL, Featurizer, random_like
 from evaluation.variables.fitting import dictionaries_of, fitted, seed_of
+from evaluation.variables.keeping import keep
 from evaluation.variables.objective import (
     CHECKERS,
     Answers,
@@ -31,10 +32,10 @@ from evaluation.variables.objective import (
     least_squares,
 )
 from evaluation.variables.report import Spent, VariableReport
-from evaluation.variables.score import accuracies, competent, differences, errors
+from evaluation.variables.score import accuracies, differences, errors
 from evaluation.variables.settings import FITTED, OF_SAE, VariableStudy
 from evaluation.variables.surface import Cell, Surface
-from evaluation.variables.table import positions_of, table, usable
+from evaluation.variables.table import positions_of, table
 from evaluation.variables.trials import Cost, Trial, Trials
 from evaluation.variables.units import Handle, Unit, check, sweep, width
 from models.hosted import HostedModel
@@ -137,23 +138,15 @@ class _Rows:
 def _usable(
     hosted: HostedModel, swaps: PreparedSwaps, settings: VariableStudy, first: int = 0
 ) -> tuple[tuple[SwapIds, ...], tuple[Dropped, ...]]:
-    """Rows that fit the study and that the model answers; all others by their first numbers."""
-    if not swaps.kept:
-        why = swaps.dropped[0].reason if swaps.dropped else "there are no interchanges"
-        raise NothingKept(why)
-    gone = {row.row for row in swaps.dropped}
-    numbers = [i for i in range(len(swaps.kept) + len(gone)) if i not in gone]
-    able, unable = usable(swaps.kept, settings.variable, _positions(settings))
-    left = {row.row for row in unable}
-    rest = [number for i, number in enumerate(numbers) if i not in left]
-    right = competent(hosted, able, settings.new_tokens, CHECKERS[settings.checker])
-    dropped = [
-        *swaps.dropped,
-        *(Dropped(row=numbers[row.row], reason=row.reason) for row in unable),
-        *(Dropped(row=rest[row.row], reason=row.reason) for row in right.dropped),
-    ]
-    moved = (Dropped(row=first + row.row, reason=row.reason) for row in dropped)
-    return right.kept, tuple(sorted(moved, key=lambda row: row.row))
+    return keep(
+        hosted,
+        swaps,
+        settings.variable,
+        _positions(settings),
+        new_tokens=settings.new_tokens,
+        right=CHECKERS[settings.checker],
+        first=first,
+    )
 
 
 def _positions(settings: VariableStudy) -> tuple[str, ...]:
