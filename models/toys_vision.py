@@ -57,8 +57,10 @@ INTERLEAVED: dict[str, Any] = {
     },
 }
 """What its decoder says: the three axes share half a head's width by turns."""
-PINPOINTS = [[16, 16], [16, 32], [32, 16], [32, 32]]
-"""Sizes, as (height, width), that LLaVA-OneVision's toy cuts into tiles of 16x16 pixels."""
+PINPOINTS = [[16, 16], [32, 16], [32, 32]]
+"""Sizes, as (height, width), that LLaVA-OneVision's toy cuts into tiles of 16x16 pixels.
+
+None is wide: a wide picture is padded, and its padding left out of what is seen."""
 
 _CONTENT = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
