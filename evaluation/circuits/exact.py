@@ -111,7 +111,7 @@ class _Patching:
                 yield part, self._losses(layer, part) - self.base
 
     def _at_stream(self, changes: Tensor) -> Float[Tensor, "sources rows tokens d"]:
-        """What each edge's change adds to the stream; heads of Gemma 2 pass a norm with the rest."""
+        """What each edge's change adds to the stream; Gemma 2's heads pass a norm together."""
         found = changes.unflatten(1, self.batch.clean.shape).to(self.anatomy.hosted.dtype)
         for layer, parts in enumerate(self.anatomy.layers):
             if parts.after is not None:

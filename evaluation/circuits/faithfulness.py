@@ -101,7 +101,8 @@ def measure(  # noqa: PLR0913 - what a curve depends on
         anatomy: Of the model.
         known: The pairs that judge, with both their runs.
         scores: Of the level.
-        level, way: How circuits are selected.
+        level: What circuits are made of.
+        way: How they are selected.
         sizes: Shares of the items.
         margin: The least m_full - m_empty that shares are told of.
         seed: Of the bootstrap.

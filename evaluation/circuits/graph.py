@@ -6,7 +6,6 @@ the stream. Keys and values that heads share count once per query head. A graph 
 and index arithmetic; no edge is an object.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,8 +158,3 @@ class Graph:
     @cached_property
     def _destination(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.destination_names)}
-
-
-def plain_destination(name: str) -> str:
-    """The node that a destination belongs to: `a0.h3` for `a0.h3<q>`."""
-    return re.sub(r"<[qkv]>$", "", name)

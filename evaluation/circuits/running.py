@@ -136,7 +136,7 @@ class _Run:
         sources = list(self.place)
         picked = columns[sources].T.to(self.device, changes.dtype)
         direct = picked.clone()
-        wrapped = [] if self.anatomy.after_norms[0] is None else self._wrapped(sources)
+        wrapped = wrapped_heads(self.anatomy, sources)
         for _, places in wrapped:
             direct[:, places] = 0
         read = stream + torch.tensordot(direct, changes, 1)
@@ -145,15 +145,6 @@ class _Run:
                 layer, torch.tensordot(picked[:, places], changes[places], 1), last
             )
         return read
-
-    def _wrapped(self, sources: Sequence[int]) -> list[tuple[int, list[int]]]:
-        """Per layer the places of kept heads, whose sum passes a norm before it is read."""
-        found: dict[int, list[int]] = {}
-        for place, source in enumerate(sources):
-            layer = self.graph.layer_of(source)
-            if layer >= 0 and source != self.graph.mlp(layer):
-                found.setdefault(layer, []).append(place)
-        return list(found.items())
 
     def _through(self, layer: int, change: Tensor, last: bool) -> Tensor:
         after: Any = self.anatomy.layers[layer].after
@@ -206,3 +197,15 @@ class _Run:
 
     def _is_kept(self, source: int) -> bool:
         return bool(self.edges[source].any())
+
+
+def wrapped_heads(anatomy: Anatomy, sources: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Per layer where its heads stand among the sources, if their sum passes a norm (Gemma 2)."""
+    found: dict[int, list[int]] = {}
+    if anatomy.after_norms[0] is None:
+        return []
+    for place, source in enumerate(sources):
+        layer = anatomy.graph.layer_of(source)
+        if layer >= 0 and source != anatomy.graph.mlp(layer):
+            found.setdefault(layer, []).append(place)
+    return list(found.items())

@@ -25,8 +25,9 @@ def brute(slow, batches, pairs=5):
 
 
 def test_every_edge_patched_one_at_a_time(anatomy, batches, slow, close, drain):
-    found = drain(patch_exactly(anatomy, batches)).edges
-    close(anatomy.family.kind, found, brute(slow(anatomy), batches))
+    longer = batches[1:]
+    found = drain(patch_exactly(anatomy, longer)).edges
+    close(anatomy.family.kind, found, brute(slow(anatomy), longer))
 
 
 def test_parts_of_any_size_give_the_same(anatomies, batches, close, drain, monkeypatch):
@@ -36,7 +37,7 @@ def test_parts_of_any_size_give_the_same(anatomies, batches, close, drain, monke
     close("llama", drain(patch_exactly(anatomy, batches[:1])).edges, together)
 
 
-def test_other_replacements_can_be_patched(anatomies, batches, slow, close, drain):
+def test_other_replacements_can_be_patched(anatomies, batches, slow, drain):
     anatomy, plainly = anatomies["gpt2"], slow(anatomies["gpt2"])
     found = drain(patch_exactly(anatomy, batches, replacement(anatomy, "zero", batches, Cost())))
     switches = torch.zeros(anatomy.graph.real.shape, dtype=torch.float64)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evaluation.circuits.attribution import Gradually, Scores, attribute, random_scores
+from evaluation.circuits.errors import BadCircuit
 from evaluation.circuits.faithfulness import (
     FLOOR_CMD,
     FLOOR_CPR,
@@ -109,9 +110,7 @@ def test_an_untrained_model_gets_no_verdict(anatomies, batches, drain):
     assert (found.inconclusive is None) == (low > 0)
 
 
-def test_scores_of_another_level_are_refused(anatomies, drain):
-    from evaluation.circuits.errors import BadCircuit
-
+def test_scores_of_another_level_are_refused(anatomies):
     graph = anatomies["gpt2"].graph
     only_edges = Scores(edges=torch.zeros(graph.real.shape, dtype=torch.float64))
     with pytest.raises(BadCircuit):
