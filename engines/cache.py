@@ -72,6 +72,7 @@ class Embeddings:
         parts = (
             hosted.fingerprint,
             str(hosted.dtype),
+            str(self.family.denoiser_dtype(hosted)),
             reading.patch.digest,
             "negative" if reading.negative else "prompt",
             reading.beside,

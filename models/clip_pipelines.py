@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel
 
@@ -25,6 +26,7 @@ class ClipPipeline(Pipeline):
 
     samplers = SAMPLERS
     denoiser = "unet"
+    mixes = True
     lens_norm: Any = "final norm"
     lens_beside: tuple[str, ...] = ()
 
@@ -59,6 +61,24 @@ class ClipPipeline(Pipeline):
             )
             for tower in hosted.text_towers.values()
         }
+
+    def said(
+        self,
+        hosted: HostedModel,
+        latents: Float[Tensor, "rows c h w"],
+        timesteps: Tensor,
+        sequence: Float[Tensor, "rows tokens d"],
+        added: Mapping[str, Tensor | None] | None = None,
+    ) -> Float[Tensor, "rows c h w"]:
+        """One UNet call in the UNet's dtype; latents stay in theirs, between the steps too."""
+        unet, dtype = hosted.modules["unet"], self.denoiser_dtype(hosted)
+        said = unet(
+            latents.to(dtype),
+            timesteps,
+            encoder_hidden_states=sequence,
+            added_cond_kwargs=added,
+        ).sample
+        return said.to(latents.dtype)
 
     def reading_key(self, hosted: HostedModel, text: str) -> str:
         """Token ids per encoder: texts that become the same ids are read alike."""

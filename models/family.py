@@ -120,6 +120,7 @@ class LoadOptions:
     Attributes:
         dtype: Of weights and activations.
         device: Where they live.
+        denoiser_dtype: Of the denoiser alone; None is `dtype`.
         projection: A full CLIP whose text tower is the pipeline's, or None.
         cache: A folder for fingerprints, or None.
         defaults: What the model's `tiller.json` states.
@@ -130,6 +131,12 @@ class LoadOptions:
     projection: Path | None = None
     cache: Path | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    denoiser_dtype: torch.dtype | None = None
+
+    @property
+    def denoises_in(self) -> torch.dtype:
+        """What the denoiser computes in."""
+        return self.denoiser_dtype or self.dtype
 
 
 class Family(ABC):
@@ -141,6 +148,8 @@ class Family(ABC):
     pipelines: tuple[str, ...] = ()
     applies: Mapping[str, str | None]
     """Per method: None where it applies, else the reason why it does not."""
+    mixes: bool = False
+    """Whether a denoiser of it can compute in another dtype than all other parts."""
 
     def matches(self, folder: Path) -> bool:
         """Whether the folder holds a model of this family."""
@@ -251,6 +260,10 @@ class TextToImage(Family):
     ) -> None:
         """Set a row's fresh scheduler to so many steps for latents of that shape."""
         scheduler.set_timesteps(steps)
+
+    def denoiser_dtype(self, hosted: HostedModel) -> torch.dtype:
+        """What the denoiser computes in, and in which `encode` gives what it reads."""
+        return hosted.dtype
 
     def latents_dtype(self, hosted: HostedModel) -> torch.dtype:
         """Of a row's latents between its steps; most pipelines keep them as the model computes."""

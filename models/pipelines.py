@@ -75,8 +75,9 @@ class Pipeline(TextToImage):
         """
         parts = [a for a in (*self.towers, self.denoiser, self.coder) if a is not None]
         self._check_parts(folder, parts)
+        dtypes = {self.denoiser: options.denoises_in, "default": options.dtype}
         pipeline = self.pipeline.from_pretrained(
-            folder, dtype=options.dtype, use_safetensors=True, **self.left_out()
+            folder, dtype=dtypes, use_safetensors=True, **self.left_out()
         )
         # In float16 the VAE overflows; casting it inside the call would be a race between requests.
         if options.dtype == torch.float16 and self.coder is not None:
@@ -95,7 +96,11 @@ class Pipeline(TextToImage):
             dtype=options.dtype,
             device=options.device,
             modules=modules,
-            parts={"schedulers": self._templates(pipeline), **self.kept(pipeline)},
+            parts={
+                "schedulers": self._templates(pipeline),
+                "denoiser_dtype": options.denoises_in,
+                **self.kept(pipeline),
+            },
             text_towers=text_towers,
             clip=clip,
             towers={tower: self.blocks(modules[a]) for a, tower in self.towers.items()},
@@ -112,8 +117,12 @@ class Pipeline(TextToImage):
         remember_texts(modules[self.denoiser])
         if self.coder is not None:
             _channels_last(modules[self.coder])
-        if options.dtype == torch.float32 or options.device.type != "cpu":
+        if options.denoises_in == torch.float32 or options.device.type != "cpu":
             _channels_last(modules[self.denoiser])
+
+    def denoiser_dtype(self, hosted: HostedModel) -> torch.dtype:
+        """As it was loaded."""
+        return hosted.parts["denoiser_dtype"]
 
     def _check_parts(self, folder: Path, parts: Sequence[str]) -> None:
         index = folder / "model_index.json"

@@ -73,7 +73,7 @@ class StableDiffusion(ClipPipeline):
         tokens = tower.tokens(prompts, pad="max")
         with hosted.planned(patches, None, named_positions(tokens), tokens=tower.max_length):
             states = tower.module(input_ids=tokens.ids.to(hosted.device)).last_hidden_state
-        return Conditioning(states)
+        return Conditioning(states.to(self.denoiser_dtype(hosted)))
 
     def encode_negative(
         self, hosted: HostedModel, prompts: Sequence[str | None], patches: Sequence[Patch]
@@ -90,8 +90,7 @@ class StableDiffusion(ClipPipeline):
         conditioning: Conditioning,
     ) -> Float[Tensor, "rows c h w"]:
         """One UNet call."""
-        unet = hosted.modules["unet"]
-        return unet(latents, timesteps, encoder_hidden_states=conditioning.sequence).sample
+        return self.said(hosted, latents, timesteps, conditioning.sequence)
 
     def tiny(
         self,

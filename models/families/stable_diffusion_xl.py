@@ -103,7 +103,11 @@ class StableDiffusionXL(ClipPipeline):
         ):
             first.module(input_ids=tokens[0].ids.to(hosted.device))
             pooled = second.module(input_ids=tokens[1].ids.to(hosted.device)).text_embeds
-        return torch.cat([seen[site][-1] for site in sites], dim=-1), pooled
+        states, dtype = (
+            torch.cat([seen[site][-1] for site in sites], dim=-1),
+            self.denoiser_dtype(hosted),
+        )
+        return states.to(dtype), pooled.to(dtype)
 
     def encode_negative(
         self, hosted: HostedModel, prompts: Sequence[str | None], patches: Sequence[Patch]
@@ -126,12 +130,7 @@ class StableDiffusionXL(ClipPipeline):
         added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.sizes}
         if conditioning.sizes is None:
             added["time_ids"] = _sizes(latents, hosted.parts["scale"])
-        return hosted.modules["unet"](
-            latents,
-            timesteps,
-            encoder_hidden_states=conditioning.sequence,
-            added_cond_kwargs=added,
-        ).sample
+        return self.said(hosted, latents, timesteps, conditioning.sequence, added)
 
     def tiny(self, folder: Path, seed: int = 0) -> Path:
         """A random pipeline of about a megabyte, with the first encoder's full CLIP in `clip/`."""

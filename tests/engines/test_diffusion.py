@@ -84,9 +84,16 @@ def engines():
         engine.stop()
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+DTYPES = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "mixed": {"dtype": "float32", "denoiser_dtype": "bfloat16"},
+}
+
+
+@pytest.fixture(scope="module", params=DTYPES)
 def tiny_of_each_dtype(tiny_sd_folder, request):
-    return load("tiny", tiny_sd_folder, dtype=request.param)
+    return load("tiny", tiny_sd_folder, **DTYPES[request.param])
 
 
 def ask(engine, *rows):

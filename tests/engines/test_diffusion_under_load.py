@@ -118,9 +118,16 @@ class Crowd:
                 thread.join()
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+DTYPES = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "mixed": {"dtype": "float32", "denoiser_dtype": "bfloat16"},
+}
+
+
+@pytest.fixture(scope="module", params=DTYPES)
 def engine_of_each_dtype(tiny_sd_folder, request):
-    engine = Watched(load("tiny", tiny_sd_folder, dtype=request.param), slots=SLOTS)
+    engine = Watched(load("tiny", tiny_sd_folder, **DTYPES[request.param]), slots=SLOTS)
     yield engine
     engine.stop()
 

@@ -26,6 +26,12 @@ def drawn_by_stock():
 
 
 @pytest.fixture(scope="session")
+def denoising_in():
+    """A library's pipeline whose UNet alone computes in another dtype; it has no such switch."""
+    return _denoising_in
+
+
+@pytest.fixture(scope="session")
 def drawn_together():
     """The pictures of many requests, all at once on one engine, from 0 to 1."""
     return _drawn_together
@@ -35,6 +41,20 @@ def drawn_together():
 def furthest():
     """The largest difference of a pixel between the engine's pictures and the pipeline's."""
     return _furthest
+
+
+def _denoising_in(pipeline, dtype):
+    def there(_unet, args, told):
+        added = told.get("added_cond_kwargs") or {}
+        cast = {"encoder_hidden_states": told["encoder_hidden_states"].to(dtype)}
+        if added:
+            vectors = added["text_embeds"].to(dtype)
+            cast["added_cond_kwargs"] = {**added, "text_embeds": vectors}
+        return (args[0].to(dtype), *args[1:]), {**told, **cast}
+
+    pipeline.unet.to(dtype).register_forward_pre_hook(there, with_kwargs=True)
+    pipeline.unet.register_forward_hook(lambda _unet, _args, said: (said[0].float(),))
+    return pipeline
 
 
 def _furthest(pipeline, hosted, requests, *, stock=None, **settings):

@@ -109,3 +109,19 @@ def test_in_bfloat16_too(furthest, tiny_sd_folder, tiny_sdxl_folder, xl, sampler
     hosted = load("brain", folder, dtype="bfloat16")
     request = a_request(sampler, negative_prompt="a blue dog")
     assert furthest(pipeline, hosted, [request], slots=3) <= 8e-3 + 0.5 / 255
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler"])
+@pytest.mark.parametrize("xl", [False, True], ids=["sd", "sdxl"])
+def test_with_the_denoiser_alone_in_bfloat16_too(
+    furthest, denoising_in, tiny_sd_folder, tiny_sdxl_folder, xl, sampler
+):
+    """As wide as in bfloat16; what stays in float32 on both sides is not rounded."""
+    folder = tiny_sdxl_folder if xl else tiny_sd_folder
+    kind: Any = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+    others = {"add_watermarker": False} if xl else {"safety_checker": None}
+    pipeline = denoising_in(kind.from_pretrained(folder, **others), torch.bfloat16)
+    hosted = load("mixed", folder, denoiser_dtype="bfloat16")
+    request = a_request(sampler, negative_prompt="a blue dog")
+    assert furthest(pipeline, hosted, [request], slots=3) <= 8e-3 + 0.5 / 255
+    hosted.close()
