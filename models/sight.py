@@ -122,3 +122,14 @@ def spans_of(columns: Sequence[int]) -> tuple[Span, ...]:
         else:
             found.append((column, column + 1))
     return tuple(found)
+
+
+def joined_spans(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """The same columns in spans that do not overlap, ascending."""
+    found: list[Span] = []
+    for first, end in sorted(spans):
+        if found and first < found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((first, end))
+    return tuple(found)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from engines.errors import BadGeneration, ContextTooLong
 from engines.slots.request import Generation, Sampling
 from models.errors import BadPatch
-from models.patch import Patch
+from models.patch import Detour, Patch
 
 _MOST_LOGPROBS = 20
 _MOST_TEXTS = 128
@@ -39,7 +39,7 @@ def check(request: Generation, *, vocab: int, capacity: int) -> int:
     limit = room if request.max_tokens is None else request.max_tokens
     if limit > room or room < 1:
         raise ContextTooLong(len(request.ids), max(limit, 1), capacity)
-    _check_places(request.patch, len(request.ids) + limit)
+    _check_places(request.placed, len(request.ids), limit)
     return limit
 
 
@@ -50,7 +50,9 @@ Wrong = tuple[str, str, str]
 def _wrong(request: Generation, vocab: int) -> Iterator[Wrong]:
     if not request.ids:
         yield "prompt", "The prompt has no tokens.", "Write something."
-    if not all(0 <= token < vocab for token in request.ids):
+    seen = frozenset() if request.sight is None else frozenset(request.sight.visual)
+    known = (0 <= token < vocab for at, token in enumerate(request.ids) if at not in seen)
+    if not all(known):
         yield "prompt", f"A token is none of the model's {vocab}.", "Use the model's tokenizer."
     if request.max_tokens is not None and request.max_tokens < 1:
         yield "max_tokens", "A text has at least one token.", "Use 1 or more."
@@ -102,8 +104,13 @@ def _warm(temperature: float) -> bool:
     return temperature == 0 or COLDEST <= temperature <= HOTTEST
 
 
-def _check_places(patch: Patch, length: int) -> None:
+def _check_places(patch: Patch, prompt: int, limit: int) -> None:
     for operation in patch:
         places = getattr(operation, "positions", None)
-        if isinstance(places, tuple) and places[-1] >= length:
-            raise BadPatch(f"Token {places[-1]} is changed, but the row ends before {length}.")
+        if not isinstance(places, tuple):
+            continue
+        if isinstance(operation, Detour) and places[-1] >= prompt:
+            raise BadPatch(f"Token {places[-1]} is back-patched, but the prompt has {prompt}.")
+        if places[-1] >= prompt + limit:
+            end = prompt + limit
+            raise BadPatch(f"Token {places[-1]} is changed, but the row ends before {end}.")

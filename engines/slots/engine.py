@@ -4,7 +4,8 @@ What is the same for every way of writing stands in `LanguageEngine`: admission,
 streams, cancels, deadlines, draining. `SlotEngine` writes all rows in one forward a step;
 `engines.slots.generate` writes one at a time, for models that slots cannot hold.
 
-Covered: texts, with a different patch on every row. Not covered: pictures in the prompt; beams.
+Covered: texts, and pictures in the prompts of models that see, with a different patch on every row.
+Not covered: beams.
 """
 
 import asyncio
@@ -22,16 +23,18 @@ from engines.slots.prefix import Prefixes
 from engines.slots.request import LAST, Event, Generation, Queued
 from engines.slots.row import Row, Ticket, Told, refuse
 from engines.slots.scheduler import Scheduler
+from engines.slots.sights import Sights
 from engines.slots.waiting import Waiting
 from models.errors import Refusal
 from models.hosted import HostedModel
 from models.language import Language
+from models.vision_language import VisionLanguage
 
 Kind = Literal["slots", "generate"]
 _UNKNOWN_PACE = 0.05
 """Seconds of a round, as long as none was measured."""
 MAX_WAITING, CAPACITY = 256, 2048
-PATCH_BYTES, CACHE_BYTES = 256 * 2**20, 256 * 2**20
+PATCH_BYTES, CACHE_BYTES, SIGHT_BYTES = 256 * 2**20, 256 * 2**20, 64 * 2**20
 
 
 class LanguageEngine(ABC):
@@ -176,6 +179,9 @@ class LanguageEngine(ABC):
     def check_patch(self, request: Generation) -> None:
         """UnknownSite, BadPatch or BadGeneration if no row can carry the patch."""
         self.hosted.check(request.patch)
+        if request.sight is not None and not isinstance(self.family, VisionLanguage):
+            problem = f"{self.hosted.name} reads no pictures."
+            raise BadGeneration("messages", problem, "Ask a vision-language model, or in words.")
         if request.patch.nbytes > self.patch_bytes:
             problem = f"The changes take {request.patch.nbytes} bytes."
             remedy = f"Use up to {self.patch_bytes} bytes of edits and steering."
@@ -238,12 +244,13 @@ class SlotEngine(LanguageEngine):
             is never exceeded.
         cache_bytes: For keys and values of prompts, keyed by content; 0 for none.
         block: Tokens of a piece of that cache.
+        sight_bytes: For what the vision tower saw, keyed by content; 0 for none.
         settings: As of `LanguageEngine`.
     """
 
     kind: Kind = "slots"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - every bound is stated by name
         self,
         hosted: HostedModel,
         *,
@@ -252,6 +259,7 @@ class SlotEngine(LanguageEngine):
         patience: int | None = 2,
         cache_bytes: int = CACHE_BYTES,
         block: int = 16,
+        sight_bytes: int = SIGHT_BYTES,
         **settings: Any,
     ) -> None:
         super().__init__(hosted, slots=slots, **settings)
@@ -264,6 +272,7 @@ class SlotEngine(LanguageEngine):
             budget=budget,
             patience=patience,
             patch_bytes=self.patch_bytes,
+            sights=Sights(hosted, sight_bytes),
         )
         self._owner.start()
 
@@ -278,6 +287,9 @@ class SlotEngine(LanguageEngine):
             "prefix_hit_tokens": prefixes.hit_tokens,
             "prefix_asked_tokens": prefixes.asked_tokens,
             "prefix_bytes": prefixes.kept.used,
+            "sights_asked": scheduler.sights.asked,
+            "sights_known": scheduler.sights.known,
+            "sight_bytes": scheduler.sights.kept.used,
         }
 
     def rows(self) -> list[Row]:

@@ -1,10 +1,11 @@
 """Keys and values of prompts that were read before, kept by content.
 
 The key of a block of tokens holds all that its keys and values depend on: every token up to its
-end, the weights' fingerprint, the dtype, the attention implementation, and the patch *as it acts on
-these tokens*. So a steered prefix is never served to a plain row, and a row that is steered only
-behind the prompt shares the plain one. Names of edits are not in it: names move. The row's realm
-is: how long a first token takes tells what was read before, so strangers share nothing.
+end and the pictures among them, the weights' fingerprint, the dtype, the attention implementation,
+and the patch *as it acts on these tokens*. So a steered prefix is never served to a plain row, and
+a row that is steered only behind the prompt shares the plain one. Names of edits are not in it:
+names move. The row's realm is: how long a first token takes tells what was read before, so
+strangers share nothing. What is known never ends inside a picture.
 
 A block that was read in another piece of a prompt differs in the last bits, as any batch does.
 """
@@ -85,9 +86,15 @@ class Prefixes:
             for key in self.keys(row, (row.prompt - 1) // self.block):
                 block = self.kept.get(key)
                 if block is None:
-                    return Known(found, key)
+                    return Known(self._whole(row, found), key)
                 found.append(block)
-        return Known(found, None)
+        return Known(self._whole(row, found), None)
+
+    def _whole(self, row: Row, found: list[Block]) -> list[Block]:
+        """As many of them as end where nothing is cut that must be whole."""
+        while found and row.cuts(len(found) * self.block):
+            found.pop()
+        return found
 
     def load(self, row: Row, known: Known, cache: SlotCache, slot: int) -> None:
         """Fill the row's slot with it."""
@@ -123,6 +130,7 @@ class Prefixes:
             walk.said.update(array("q", row.tokens[first : first + self.block]).tobytes())
             # As long for a plain block as for a changed one: no two histories read alike.
             walk.said.update(row.within(first, self.block).digest.encode())
+            walk.said.update(_pictures(row, first + self.block))
             walk.keys.append(walk.said.hexdigest())
         return walk.keys[:blocks]
 
@@ -152,6 +160,14 @@ class Prefixes:
                 yield detour_place(operation.tower, target)
         elif not isinstance(operation, Exit):
             yield operation.site
+
+
+def _pictures(row: Row, stop: int) -> bytes:
+    """What the row shows, if any of it stands before that column; as long in every case."""
+    shown = row.shown
+    before = shown is not None and shown.sight.uncut and shown.sight.uncut[0][0] < stop
+    said = shown.sight.digest if shown is not None and before else ""
+    return hashlib.sha256(said.encode()).digest()
 
 
 def _joined(prefixes: list[Prefix]) -> Prefix:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from models.errors import Refusal
 from models.patch import Patch
+from models.sight import Sight
 
 Reason = Literal["stop", "length"]
 """Why a text ended: it said its end or a stop string, or had as many tokens as were allowed."""
@@ -57,6 +58,7 @@ class Generation:
             None for nothing.
         seconds: How long the caller waits, queue included.
         realm: Who may share what is known of prompts: rows of different realms share nothing.
+        sight: The prompt's pictures; None where it has none.
     """
 
     id: str
@@ -71,6 +73,16 @@ class Generation:
     logprobs: int | None = None
     seconds: float = 600.0
     realm: str = ""
+    sight: Sight | None = None
+
+    @property
+    def placed(self) -> Patch:
+        """The patch with the columns that its named positions mean in this prompt.
+
+        Raises:
+            BadPatch: Visual tokens are meant, and the prompt shows no picture.
+        """
+        return self.patch.placed({} if self.sight is None else self.sight.named)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ from engines.slots.request import (
 from engines.slots.sampling import Chosen, Draws
 from engines.slots.stopping import Pieces, Stops
 from models.errors import Refusal
-from models.patch import Patch
+from models.patch import Detour, Patch
+from models.sight import Shown, Sight, Span, joined_spans
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +112,9 @@ class Row:
     Attributes:
         done: Tokens that were run; their keys and values are kept.
         changed: Tokens that the patch changed, per place.
+        patch: The request's, with the columns that its named positions mean here.
+        shown: Its pictures; looked at when the first of their columns is run.
+        uncut: Columns that one forward must hold whole.
         let_by: Decode steps of others since it could have joined.
     """
 
@@ -118,6 +122,9 @@ class Row:
         request = ticket.request
         self.ticket, self.choice, self.limit, self.told = ticket, choice, limit, told
         self.request, self.prompt = request, len(request.ids)
+        self.patch = request.placed
+        self.shown = None if request.sight is None else Shown(sight=request.sight)
+        self.uncut = _uncut(self.patch, request.sight)
         self.tokens = list(request.ids)
         before = request.ids if told.continues else ()
         self.draws = Draws(
@@ -153,8 +160,19 @@ class Row:
 
     def within(self, start: int, tokens: int = 1) -> Patch:
         """What the patch means for a forward over these tokens of the row."""
-        patch = self.request.patch
+        patch = self.patch
         return patch.within(start, tokens, self.prompt) if patch else patch
+
+    def whole(self, stop: int) -> int:
+        """Where a forward ends that would end before that column, and must cut nothing."""
+        for first, end in self.uncut:
+            if first < stop < end:
+                stop = end
+        return min(stop, self.prompt)
+
+    def cuts(self, stop: int) -> bool:
+        """Whether an end before that column would cut what must be whole."""
+        return any(first < stop < end for first, end in self.uncut)
 
     def begin(self) -> None:
         """It has a place."""
@@ -234,6 +252,16 @@ class Row:
             first_token=self.first_token,
             seconds=self.ticket.age,
         )
+
+
+def _uncut(patch: Patch, sight: Sight | None) -> tuple[Span, ...]:
+    """Pictures, what sees itself in both directions, and all that a detour writes."""
+    spans = [] if sight is None else list(sight.uncut)
+    places = {o.positions for o in patch if isinstance(o, Detour)}
+    for columns in places:
+        if isinstance(columns, tuple):
+            spans.append((columns[0], columns[-1] + 1))
+    return joined_spans(spans)
 
 
 def refuse(rows: Sequence[Row], why: Refusal | None) -> None:

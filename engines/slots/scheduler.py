@@ -20,11 +20,13 @@ from engines.errors import LogitsNotANumber
 from engines.slots.prefix import Known, Prefixes
 from engines.slots.row import Row
 from engines.slots.sampling import Chosen, choose
+from engines.slots.sights import Sights
 from engines.slots.waiting import Waiting
 from models.errors import PatchNotApplied
 from models.hosted import HostedModel
 from models.language import Language
 from models.patch import Patch
+from models.sight import Shown
 
 _log = logging.getLogger(__name__)
 Said = Float[Tensor, "rows vocab"] | Sequence[Float[Tensor, " vocab"] | None]
@@ -43,6 +45,7 @@ class Scheduler:
         budget: Tokens of prompts that are read between two steps.
         patience: Steps of others until a row is due; None if the budget is never exceeded.
         patch_bytes: Of all patches that are held at once.
+        sights: What is known of pictures.
     """
 
     def __init__(  # noqa: PLR0913 - every bound is stated by name
@@ -56,7 +59,9 @@ class Scheduler:
         budget: int,
         patience: int | None,
         patch_bytes: int,
+        sights: Sights,
     ) -> None:
+        self.sights = sights
         self.hosted, self.family, self.prefixes = hosted, family, prefixes
         self.slots, self.budget, self.patience = slots, budget, patience
         self.patch_bytes = patch_bytes
@@ -185,7 +190,7 @@ class Scheduler:
     def _piece(self, budget: int) -> int:
         """The next piece of the prompts that are being read; how many tokens it had."""
         rows = list(self.reading)
-        tokens = min(rows[0].reading, max(1, budget // len(rows)))
+        tokens = _uncut(rows, min(rows[0].reading, max(1, budget // len(rows))))
         ids = [row.tokens[row.done : row.done + tokens] for row in rows]
         patches = [_meant(row, tokens) for row in rows]
         last = tokens == rows[0].reading
@@ -247,12 +252,13 @@ class Scheduler:
     ) -> Said:
         new = torch.tensor(ids, device=self.hosted.device)
         slots, starts = range(first, first + len(rows)), [row.done for row in rows]
+        shown = self._shown(rows, new.shape[1])
         if not any(patches):
-            return self.family.step(self.hosted, new, self.cache, slots, starts)
+            return self.family.step(self.hosted, new, self.cache, slots, starts, shown=shown)
         run = logits = None
         try:
             with self.hosted.planned(patches, tokens=new.shape[1]) as run:
-                logits = self.family.step(self.hosted, new, self.cache, slots, starts)
+                logits = self.family.step(self.hosted, new, self.cache, slots, starts, shown=shown)
         except PatchNotApplied as missed:
             for at in missed.rows:
                 rows[at].fail(missed)
@@ -261,6 +267,19 @@ class Scheduler:
         for (at, place), tokens in run.changed.items():
             rows[at].changed[place] += tokens
         return logits
+
+    def _shown(self, rows: Sequence[Row], tokens: int) -> list[Shown | None]:
+        """The rows' pictures, looked at where one of their columns is run now."""
+        if all(row.shown is None for row in rows):
+            return []
+        for row in rows:
+            if row.shown is None:
+                continue
+            if row.shown.here(row.done, tokens)[0]:
+                row.shown = self.sights.look(row.shown, row.request.realm)
+            elif row.done >= row.prompt:
+                row.shown = Shown(sight=row.shown.sight)  # what was seen is read
+        return [row.shown for row in rows]
 
     # --- leaving ----------------------------------------------------------------------------------
 
@@ -307,6 +326,15 @@ def _meant(row: Row, tokens: int = 1) -> Patch:
     except Exception as broken:  # noqa: BLE001 - one bad row never ends the others
         row.fail(broken)
         return Patch()
+
+
+def _uncut(rows: Sequence[Row], tokens: int) -> int:
+    """So many tokens, or more, that no row's piece ends inside what must be whole."""
+    while True:
+        needed = max(row.whole(row.done + tokens) - row.done for row in rows)
+        if needed <= tokens:
+            return tokens
+        tokens = needed
 
 
 def _chosen(

@@ -8,6 +8,7 @@ from engines.slots.prefix import Prefixes
 from engines.slots.request import Finished, Token
 from engines.slots.row import Row, Ticket, Told
 from engines.slots.scheduler import Scheduler
+from engines.slots.sights import Sights
 from engines.slots.waiting import Waiting
 from tests.engines.slots.conftest import TEXTS, generated, patch
 
@@ -23,6 +24,7 @@ class Stage:
         family = hosted.family
         stated = {"slots": 4, "capacity": 160, "budget": 16, "patience": 2, "patch_bytes": 2**20}
         prefixes = Prefixes(hosted, family, 0)
+        stated["sights"] = Sights(hosted, 0)
         self.scheduler = Scheduler(hosted, family, prefixes, **(stated | settings))
         self.told = Told(
             decode=lambda ids: family.detokenize(hosted, ids),
@@ -34,9 +36,9 @@ class Stage:
         )
         step = family.step
 
-        def noted(hosted, ids, cache, slots, starts):
+        def noted(hosted, ids, cache, slots, starts, **shown):
             self.diary.append((tuple(ids.shape), tuple(slots), tuple(starts)))
-            return step(hosted, ids, cache, slots, starts)
+            return step(hosted, ids, cache, slots, starts, **shown)
 
         family.step = noted
         self.undo = lambda: delattr(family, "step")
