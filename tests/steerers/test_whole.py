@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from models.patch import Clamp, Patch, Shift
+from models.patch import Clamp, Exit, Patch, Shift
 from steerers.errors import ClampedTwice, NothingToSteer, TooStrong
-from steerers.planned import Bounds, Planned
+from steerers.methods.diffusion_lens import DiffusionLens
+from steerers.planned import Bounds, Planned, of_patch
 from steerers.whole import whole
 
 SITE = "lm.block.1"
@@ -104,3 +105,24 @@ def test_clamps_of_other_features_or_other_tokens_stand_side_by_side():
     assert ratio(clamp(1.0), clamp(1.0, feature=NORTH)) == pytest.approx(4.0)
     assert ratio(clamp(1.0, "prompt"), clamp(2.0, "generated", reach=3.0)) == pytest.approx(3.0)
     assert ratio(clamp(1.0), shift(EAST)) == pytest.approx(5.0)
+
+
+def test_what_is_neither_added_nor_clamped_goes_on_as_it_is():
+    leaves = Exit(tower="lm", after=0)
+    found = whole(
+        [Planned(patch=Patch((leaves,)), report={}, stream_norms={}), shift(EAST)], 4, BOUNDS
+    )
+    assert leaves.digest in {operation.digest for operation in found.patch}
+    assert len(found.sites) == 1
+
+
+def test_a_mere_patch_is_weighed_and_told_by_its_settings():
+    settings = DiffusionLens(layer=1)
+    plan = of_patch(settings, shift(NORTH).patch, {SITE: 2.0}, BOUNDS)
+    assert (plan.report["kind"], plan.report["layer"]) == ("diffusion_lens", 1)
+    assert plan.report["sites"][0]["ratio"] == pytest.approx(2.0)
+    assert len(plan.report["warnings"]) == 1
+    with pytest.raises(TooStrong):
+        of_patch(settings, shift(NORTH).patch, {SITE: 0.1}, BOUNDS)
+    with pytest.raises(TypeError, match="reaches"):
+        of_patch(settings, clamp(1.0).patch, {SITE: 2.0}, BOUNDS)

@@ -177,7 +177,6 @@ def test_a_picture_of_a_layer_says_so_and_an_ordinary_one_does_not(http):
         ({"layers": [1.5]}, "layers[0]"),
         ({"layers": "some"}, "layers"),
         ({"layers": 3}, "layers"),
-        ({"layers": "none"}, "layers"),
         ({"layers": {"stop": 6}}, "layers"),
         ({"layers": {"start": 4, "stop": 1}}, "layers"),
         ({"layers": {"step": 0}}, "layers.step"),
