@@ -9,19 +9,22 @@ from miniature.sight.sprites import face, ground, lit, put, world
 from miniature.world import SCENES
 
 SIDES = (52, 58, 64)
-Content = tuple[str, str]
+Content = tuple[str, str, str | None]
 
 
 def think(draw: random.Random) -> Content:
-    """Whose face, and how it feels."""
-    return draw.choice(names()), draw.choice(tuple(MOODS))
+    """Whose face, how it feels, and where.
+
+    Were moods of a person held out, a model that knows the person would exclude the right answer.
+    """
+    return draw.choice(names()), draw.choice(tuple(MOODS)), draw.choice((None, *SCENES))
 
 
 def show(content: Content, draw: random.Random, split: Split) -> Item:
     """A face from near; in words, two signs of the mood among what else there is to see."""
-    name, mood = content
+    name, mood, place = content
     size = draw.choice(TASK.sizes)
-    canvas = ground(draw.choice((None, *SCENES)), size, draw)
+    canvas = ground(place, size, draw)
     x, y = size[0] / 2 + draw.uniform(-5, 5), size[1] / 2 + draw.uniform(-3, 3)
     put(canvas, face(name, mood, draw.choice(SIDES)), x, y)
     one = world().person(name)

@@ -14,7 +14,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers.utils import logging
 from miniature.sight.processor import STOP, make_tokenizer, save_processor
 from miniature.sight.tasks import TASKS, some
 from miniature.training.muon import BatchedMuon
-from miniature.training.vision_language_model import Picked, answer_logits, small_qwen
+from miniature.training.vision_language_model import Picked, Shape, answer_logits, small_qwen
 from miniature.training.vision_language_rows import Rows, drawn_rows, rows_of
 
 COUNTS = {
@@ -47,8 +47,6 @@ SHARES = {
     "scene": 0.06,
 }
 """Of a batch, in either modality."""
-TEXT_FIRST, IMAGE_SHARE = 0.12, 0.65
-"""Share of the budget in which all is text; share of pictures after it."""
 Accuracy = dict[str, dict[str, float]]
 
 
@@ -64,6 +62,10 @@ class Lesson:
     weight_decay: float = 0.1
     warmup: float = 0.02
     """Share of the budget."""
+    text_first: float = 0.12
+    """Share of the budget in which all is text."""
+    image_share: float = 0.65
+    """Of a batch, after that."""
     drawn: float = 1.0
     """Share of `COUNTS` that is drawn."""
     judged: int = 300
@@ -71,7 +73,8 @@ class Lesson:
     report: float = 30.0
     """Seconds between two reports."""
     seed: int = 0
-    compiled: bool = False
+    compiled: int = 0
+    """1: the decoder is compiled first; minutes, for a faster step."""
 
 
 SMOKE = Lesson(seconds=12, batch=24, drawn=0.01, judged=24, report=5)
@@ -88,10 +91,10 @@ class Pupil:
     rates: list[float] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, tokenizer: Any, device: str, lesson: Lesson, **sizes: int) -> "Pupil":
-        """A random model on its device, with its optimisers; `sizes` as of `small_qwen`."""
+    def begin(cls, tokenizer: Any, device: str, lesson: Lesson, shape: Shape) -> "Pupil":
+        """A random model on its device, with its optimisers."""
         torch.manual_seed(lesson.seed)
-        model: Any = small_qwen(tokenizer, **sizes)
+        model: Any = small_qwen(tokenizer, shape)
         if device == "cpu":
             model.set_attn_implementation("eager")  # SDPA's bf16 backward is slow on a CPU
         model.to(device)
@@ -155,7 +158,7 @@ class Course:
 
     def picked(self, step: int, share: float) -> Picked:
         """Rows of one batch, drawn on the device."""
-        seen = 0.0 if share < TEXT_FIRST else IMAGE_SHARE
+        seen = 0.0 if share < self.lesson.text_first else self.lesson.image_share
         parts: Picked = []
         for task, weight in SHARES.items():
             sizes = [r for r in self.rows if r.task == task and r.size is not None]
@@ -166,7 +169,7 @@ class Course:
         return parts
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def accuracy(model: Any, held: list[Rows], device: str, batch: int = 300) -> Accuracy:
     """Share of items whose answer greedy decoding gives exactly, by task and modality."""
     right, asked = defaultdict(int), defaultdict(int)
@@ -210,7 +213,9 @@ def save(model: Any, tokenizer: Any, folder: Path, figures: dict[str, Any]) -> N
     (folder / "card.json").write_text(text, encoding="utf-8")
 
 
-def train(folder: Path, *, device: str, workers: int, lesson: Lesson) -> Iterator[dict[str, Any]]:
+def train(
+    folder: Path, *, device: str, workers: int, lesson: Lesson, shape: Shape
+) -> Iterator[dict[str, Any]]:
     """Draw, learn and save; yields what is to be reported.
 
     The best model by held-out accuracy is what `folder` holds in the end.
@@ -222,7 +227,7 @@ def train(folder: Path, *, device: str, workers: int, lesson: Lesson) -> Iterato
     yield {"drawn": sum(counts.values()), "seconds": round(time.monotonic() - began, 1)}
     rows = [one.to(device) for one in drawn]
     held = [one.to(device) for one in held_out_rows(tokenizer, lesson.judged)]
-    pupil, course = Pupil.begin(tokenizer, device, lesson), Course(rows, lesson, device)
+    pupil, course = Pupil.begin(tokenizer, device, lesson, shape), Course(rows, lesson, device)
     best, steps, loss = -1.0, 0, torch.zeros(())
     began = told = time.monotonic()
     while (
@@ -241,39 +246,37 @@ def train(folder: Path, *, device: str, workers: int, lesson: Lesson) -> Iterato
             "mean": round(mean(found), 4),
             "seconds": round(told - began, 1),
             "seed": lesson.seed,
+            "settings": {**asdict(lesson), **asdict(shape)},
             "steps": steps,
         }
         if mean(found) > best:
             best = mean(found)
             save(pupil.model, tokenizer, folder, figures)
-        yield figures
+        yield {k: v for k, v in figures.items() if k != "settings"}
 
 
 def main() -> None:
-    """The command line."""
+    """The command line: every field of `Lesson` and `Shape` is an option."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--drawn", type=float)
-    parser.add_argument("--rate", type=float)
-    parser.add_argument("--muon-rate", type=float)
-    parser.add_argument("--report", type=float)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="a minute on one core, to try it")
-    asked = vars(parser.parse_args())
-    folder, device, workers = (asked.pop(n) for n in ("out", "device", "workers"))
-    lesson = SMOKE if asked.pop("smoke") else Lesson()
-    asked = {k: v for k, v in asked.items() if v is not None}
-    if lesson is SMOKE:
-        asked.pop("seconds")
+    for one in (*fields(Lesson), *fields(Shape)):
+        parser.add_argument(f"--{one.name.replace('_', '-')}", type=type(one.default))
+    asked = {k: v for k, v in vars(parser.parse_args()).items() if v is not None}
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     logging.disable_progress_bar()
-    for told in train(folder, device=device, workers=workers, lesson=replace(lesson, **asked)):
+    lesson = replace(SMOKE if asked["smoke"] else Lesson(), **_of(Lesson, asked))
+    shape = Shape(**_of(Shape, asked))
+    for told in train(
+        asked["out"], device=asked["device"], workers=asked["workers"], lesson=lesson, shape=shape
+    ):
         print(json.dumps(told), flush=True)  # noqa: T201 - the report of a long run
+
+
+def _of(settings: type, asked: dict[str, Any]) -> dict[str, Any]:
+    return {f.name: asked[f.name] for f in fields(settings) if f.name in asked}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ side. Positions depend on the picture's size alone and are computed once.
 """
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -29,35 +30,41 @@ from miniature.training.vision_language_rows import ROW, Rows, Size, visual_toke
 
 VISUAL_START = 4
 """The first visual column: after the turn's mark, "user", its line's end and the picture's mark."""
-LAYERS, WIDTH, HEADS, KEY_HEADS, INNER = 12, 192, 6, 2, 448
-DEPTH, SIGHT, EYES = 2, 96, 3
-"""Blocks, width and heads of the vision tower: little, so that the decoder has to see."""
+KEY_HEADS = 2
+SIGHT, EYES = 96, 3
+"""Width and heads of the vision tower: little, so that the decoder has to see."""
 
 
-def small_qwen(
-    tokenizer: Qwen2Tokenizer,
-    *,
-    layers: int = LAYERS,
-    width: int = WIDTH,
-    heads: int = HEADS,
-    depth: int = DEPTH,
-) -> Qwen2VLForConditionalGeneration:
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How large the model is."""
+
+    layers: int = 12
+    width: int = 192
+    heads: int = 6
+    inner: int = 448
+    """Of a decoder layer's SwiGLU."""
+    depth: int = 2
+    """Blocks of the vision tower."""
+
+
+def small_qwen(tokenizer: Qwen2Tokenizer, shape: Shape) -> Qwen2VLForConditionalGeneration:
     """A deep narrow decoder behind a shallow vision tower; random.
 
     Raises:
-        ValueError: Heads do not divide the width into an even number of pairs.
+        ValueError: The heads do not divide the width into pairs, or the key heads the heads.
     """
-    pairs = width // heads // 2
-    if heads * pairs * 2 != width or heads % KEY_HEADS:
-        raise ValueError(f"{heads} heads do not fit a width of {width}")
+    pairs = shape.width // shape.heads // 2
+    if shape.heads * pairs * 2 != shape.width or shape.heads % KEY_HEADS:
+        raise ValueError(f"{shape.heads} heads do not fit a width of {shape.width}")
     ids: Any = tokenizer.convert_tokens_to_ids
     config = Qwen2VLConfig(
         text_config={
             "vocab_size": 64 * math.ceil(len(tokenizer) / 64),
-            "hidden_size": width,
-            "intermediate_size": INNER * width // WIDTH,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
+            "hidden_size": shape.width,
+            "intermediate_size": shape.inner,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
             "num_key_value_heads": KEY_HEADS,
             "max_position_embeddings": CONTEXT,
             "rms_norm_eps": 1e-6,
@@ -71,9 +78,9 @@ def small_qwen(
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
-            "depth": depth,
+            "depth": shape.depth,
             "embed_dim": SIGHT,
-            "hidden_size": width,
+            "hidden_size": shape.width,
             "num_heads": EYES,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
@@ -105,6 +112,7 @@ def patches(pixels: Tensor) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # what is kept must also serve a backward pass
 def _turns(size: Size, head: int, device: str) -> tuple[Tensor, Tensor]:
     """Cosines and sines (patches, head) of the vision tower's rotary positions."""
     rows = torch.arange(size[1] // PATCH)[:, None].expand(-1, size[0] // PATCH)
@@ -124,7 +132,7 @@ def _turns(size: Size, head: int, device: str) -> tuple[Tensor, Tensor]:
 def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     half = x.shape[-1] // 2
     crossed = torch.cat([-x[..., half:], x[..., :half]], -1)
-    return x * turns[0].to(x.dtype) + crossed * turns[1].to(x.dtype)
+    return (x.float() * turns[0] + crossed.float() * turns[1]).to(x.dtype)
 
 
 def visual_features(model: Any, pixels: Tensor) -> Tensor:
@@ -145,6 +153,7 @@ def visual_features(model: Any, pixels: Tensor) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)
 def positions(size: Size | None, device: str) -> Tensor:
     """The three axes (3, ROW) of a row with a picture of that size, or without."""
     plain = torch.arange(ROW)

@@ -1,6 +1,7 @@
 """What trains the vision-language model computes what the library's class computes."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,15 @@ from miniature.training.vision_language import (
     schedule,
     train,
 )
-from miniature.training.vision_language_model import answer_logits, positions, small_qwen
+from miniature.training.vision_language_model import (
+    Shape,
+    answer_logits,
+    positions,
+    small_qwen,
+)
 from miniature.training.vision_language_rows import drawn_rows, rows_of, spelled, told
+
+TINY = Shape(layers=2, width=64, heads=2, inner=128)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +39,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def tiny(tokenizer):
     torch.manual_seed(0)
-    model = small_qwen(tokenizer, layers=2, width=64, heads=2).eval()
+    model = small_qwen(tokenizer, TINY).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # larger than at birth, so that pictures matter
             if parameter.ndim > 1:
@@ -62,7 +70,7 @@ def whole(model, folder, item):
     return logits[0, -n - 1 : -1]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 @pytest.mark.parametrize("name", TASKS)
 def test_training_sees_what_the_saved_model_sees(name, folder, tokenizer):
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -112,7 +120,7 @@ def test_positions_are_the_librarys(tiny, tokenizer):
 
 
 def test_a_saved_model_answers(folder):
-    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     words, cutter = (
         AutoTokenizer.from_pretrained(folder),
         AutoImageProcessor.from_pretrained(folder),
@@ -135,7 +143,7 @@ def test_a_few_steps_learn(tokenizer):
     lesson = Lesson(batch=24)
     rows = rows_of(some("scene", "train", 200), tokenizer)
     torch.manual_seed(0)
-    pupil = Pupil.begin(tokenizer, "cpu", lesson, layers=2, width=64, heads=2)
+    pupil = Pupil.begin(tokenizer, "cpu", lesson, TINY)
     losses = []
     for step in range(12):
         picked = [(r, torch.randint(len(r), (12,))) for r in rows]
@@ -157,6 +165,11 @@ def test_text_comes_first(tokenizer):
     mixed = course.picked(0, 0.5)
     seen = sum(len(index) for r, index in mixed if r.size is not None)
     assert 0.5 < seen / sum(len(index) for _, index in mixed) < 0.8
+
+
+def test_heads_that_do_not_fit_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="do not fit"):
+        small_qwen(tokenizer, Shape(width=100, heads=6))
 
 
 def test_the_rate_rises_and_falls():
@@ -194,6 +207,7 @@ def test_batched_muon_is_torchs():
 
 def test_the_whole_lesson_writes_a_folder_that_loads(tmp_path):
     lesson = Lesson(seconds=2, batch=12, drawn=0.001, judged=6, report=60)
-    told_lines = list(train(tmp_path, device="cpu", workers=1, lesson=lesson))
+    told_lines = list(train(tmp_path, device="cpu", workers=1, lesson=lesson, shape=TINY))
     assert told_lines[-1]["steps"] >= 1
-    assert Qwen2VLForConditionalGeneration.from_pretrained(tmp_path).config.vision_config.depth == 2
+    loaded = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.float16 and len(loaded.model.language_model.layers) == 2
