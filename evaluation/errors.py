@@ -57,3 +57,25 @@ class FitRefused(Refusal):
     def __init__(self, why: str, problem: str) -> None:
         super().__init__(problem, remedy=f"The service says {why!r}; docs/errors.md explains it.")
         self.why = why
+
+
+class NotInWeights(Refusal):
+    """A change of the stream, where only changes of weights can be looked at."""
+
+    def __init__(self, verb: str) -> None:
+        super().__init__(
+            f"A {verb} is no change of weights, so no circuit of the changed model can be run.",
+            remedy="Audit an edit: a delta or a LoRA adapter.",
+            param="edits",
+        )
+
+
+class NothingToTrace(Refusal):
+    """Pairs between which the model does not decide, so that nothing can be restored."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            problem,
+            remedy="Give pairs whose clean prompt the model answers and whose corrupted one not.",
+            param="dataset",
+        )
