@@ -3,8 +3,8 @@
 Ferrando and Voita 2024, as MIB runs it. With y_u the output of source u and x_v the stream that
 destination v reads: p_uv = max(0, |x_v|_1 - |x_v - y_u|_1), as a share of its sum over u, per
 token; the mean over the tokens of an example, then over examples. There is no corrupted prompt and
-no gradient. Shares are not comparable between destinations: circuits are grown greedily. Heads are taken before
-whatever norm stands behind them.
+no gradient. Shares are not comparable between destinations: circuits are grown greedily. Heads are
+taken before whatever norm stands behind them.
 """
 
 from collections.abc import Generator, Sequence

@@ -36,7 +36,7 @@ from models.toys_lm import toy_gemma_tokenizer, toy_qwen_tokenizer
 KINDS = ("gpt2", "llama", "qwen2", "gemma2")
 
 
-def save_small(kind, folder, layers=2):
+def save_decoder_of(kind, folder, layers=2):
     makers = {
         "gpt2": (toy_gpt2_tokenizer, GPT2Config, GPT2LMHeadModel, {}),
         "llama": (toy_llama_tokenizer, LlamaConfig, LlamaForCausalLM, {}),
@@ -66,11 +66,16 @@ def save_small(kind, folder, layers=2):
 
 
 @pytest.fixture(scope="session")
+def save_small():
+    return save_decoder_of
+
+
+@pytest.fixture(scope="session")
 def anatomies(tmp_path_factory):
     """Of every kind, in float64."""
     found = {}
     for kind in KINDS:
-        hosted = load(kind, save_small(kind, tmp_path_factory.mktemp("circuits") / kind))
+        hosted = load(kind, save_decoder_of(kind, tmp_path_factory.mktemp("circuits") / kind))
         hosted.modules["lm"].double()
         hosted.dtype = torch.float64
         found[kind] = find_anatomy(hosted)

@@ -100,21 +100,22 @@ def test_drawn_masks_are_mixed_as_often_as_the_window_is_wide(anatomies):
     assert float(slope[graph.real].mean()) == pytest.approx(4000 * theta * (1 - theta), rel=0.01)
 
 
-def test_sampling_is_the_same_for_the_same_seed_and_lowers_its_loss(anatomies, batches):
-    anatomy, losses = anatomies["gpt2"], []
-    how = Sampling(passes=40, rate=5e-2, price=1e-2)
+def test_sampling_is_the_same_for_the_same_seed(anatomies, batches, drain):
+    anatomy = anatomies["gpt2"]
+    runs = [
+        drain(sampled_masks(anatomy, batches, Sampling(passes=2, seed=seed))).edges
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    real = runs[0][anatomy.graph.real]
+    assert ((real > 0) & (real < 1)).all()
 
-    def scores():
-        steps = sampled_masks(anatomy, batches, how)
-        losses.clear()
-        while True:
-            try:
-                losses.append(next(steps).values["loss"])
-            except StopIteration as end:
-                return end.value.edges
 
-    first = scores()
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
-    assert torch.equal(first, scores())
-    real = first[anatomy.graph.real]
-    assert ((real > 0) & (real < 1)).all() and real.std() > 0.05
+def test_a_price_alone_closes_every_edge(anatomies, batches, drain):
+    graph = anatomies["gpt2"].graph
+    few, many = (
+        drain(sampled_masks(anatomies["gpt2"], batches[:1], Sampling(passes=8, price=price))).edges
+        for price in (0.0, 10.0)
+    )
+    assert (many[graph.real] < few[graph.real]).all()
