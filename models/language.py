@@ -51,6 +51,9 @@ class Language(Family):
     """Whether its rows share forwards (`step`), or the library writes them one at a time."""
     default_attention: str = "sdpa"
     """The attention implementation, stated: `sdpa` where it is exact, else `eager`."""
+    keeps_bits: bool = True
+    """Whether a row keeps its last bits whatever others of its forward carry; not where experts
+    take the tokens of all rows together."""
     joint_within_window: bool = True
     """Whether tokens that see each other in both directions do so inside a layer's window only."""
 

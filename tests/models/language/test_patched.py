@@ -82,7 +82,9 @@ def test_a_patch_moves_its_row_and_no_bit_of_a_plain_one(hosted):
         if patch:
             assert float((mixed[row] - plain[row]).abs().amax()) > 1e-2
         else:
-            assert torch.equal(mixed[row], plain[row])
+            torch.testing.assert_close(
+                mixed[row], plain[row], atol=0 if hosted.family.keeps_bits else 1e-5, rtol=0
+            )
 
 
 def test_a_low_rank_is_what_the_changed_weight_would_say(hosted):
