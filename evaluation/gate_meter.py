@@ -2,6 +2,7 @@
 
 Codes of base and counterfactual are computed once for all features. Steering is what a request
 does, `x += c * d_f`; c = strength * A, A being the largest code at the neutral prompt's last token.
+Features of a set share c, so that a large set is not a strong one.
 """
 
 from collections.abc import Generator, Sequence
@@ -107,7 +108,8 @@ class Meter:
         more = self._differences[:, 0, list(features)] > 0
         rows = more.any(1).nonzero().flatten()
         decoder = self.dictionary.decoder[list(features)]
-        moves = self.coefficient * more.to(decoder.dtype) @ decoder
+        share = more / more.sum(1, keepdim=True).clamp_min(1)
+        moves = self.coefficient * share @ decoder
         found = [self._raised(index, moves[index]) for index in rows.split(_ROWS) if len(index)]
         return np.concatenate(found) if found else np.zeros(0)
 
@@ -118,7 +120,7 @@ class Meter:
         family = language(hosted)
         ids = [family.tokenize(hosted, text)[:_LONGEST] for text in texts]
         ids = [row for row in ids if row]
-        vector = self.coefficient * self.dictionary.decoder[list(features)].sum(0)
+        vector = self.coefficient * self.dictionary.decoder[list(features)].mean(0)
         patch = Patch((Shift(site=self.dictionary.site, vector=vector, positions="all"),))
         found: list[float] = []
         for start in range(0, len(ids), _TEXTS):

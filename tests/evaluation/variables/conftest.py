@@ -5,10 +5,15 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from evaluation.behaviours.swaps import SwapIds
+from evaluation.behaviours.swaps import SwapIds, prepare_swaps
+from evaluation.variables.settings import Featurizing, VariableStudy
+from evaluation.variables.study import study
 from evaluation.variables.table import table
+from evaluation.variables.training import Recipe
+from miniature import weights_path
 from models.family import FAMILIES
 from models.loading import load
+from service.vocabularies import miniature
 
 KINDS = ("gpt2", "llama", "qwen2", "gemma2")
 
@@ -131,3 +136,39 @@ def swapped_plainly(hosted, ids, changes):
 
                 undo.callback(module.register_forward_pre_hook(before).remove)
         return hosted.modules["lm"](torch.tensor([list(ids)])).logits[0].float()
+
+
+@pytest.fixture(scope="session")
+def miniature_lm():
+    hosted = load("miniature-lm", weights_path("language"))
+    yield hosted
+    hosted.close()
+
+
+@pytest.fixture(scope="session")
+def letters(miniature_lm):
+    """Multiple choice of the miniature's: the right choice stands elsewhere in the other prompt."""
+    told = miniature().behaviours()["mcqa"].swaps(60, seed=1, sets=["answerPosition"])
+    return prepare_swaps(told, miniature_lm)
+
+
+@pytest.fixture(scope="session")
+def found(miniature_lm, letters):
+    """The study of the letter on two layers with eight learned directions."""
+    asked = VariableStudy(
+        variable="answer",
+        layers=(0, 5),
+        positions=("last_token",),
+        featurizer=Featurizing(kind="das", n=8),
+        recipe=Recipe(epochs=3, batch=20),
+    )
+    return drained(study(miniature_lm, letters, asked))
+
+
+def drained(work):
+    """What a generator returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value

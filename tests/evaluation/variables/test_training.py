@@ -17,19 +17,12 @@ from evaluation.variables.training import Pupil, Recipe, train
 from evaluation.variables.trials import Trials
 from evaluation.variables.units import Unit, width
 from tests.evaluation.variables.conftest import (
+    drained,
     drawn,
     held_plainly,
     swapped_plainly,
     tabled,
 )
-
-
-def drained(work):
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
 
 
 def test_a_rotation_is_orthonormal_and_its_start_is_the_seed_s():
@@ -68,7 +61,9 @@ def test_the_das_loss_is_the_cross_entropy_under_the_plain_swap(decoder):
         change = (unit, here, lambda x, s=source: x + (s - x) @ w @ w.T)
         logits = swapped_plainly(decoder, (*swap.base, *answer[:-1]), [change])
         parts.append(
-            functional.cross_entropy(logits[len(swap.base) - 1 :], torch.tensor(answer), reduction="none")
+            functional.cross_entropy(
+                logits[len(swap.base) - 1 :], torch.tensor(answer), reduction="none"
+            )
         )
     plain = torch.cat(parts).mean()
     torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
@@ -140,7 +135,9 @@ def test_squared_errors_of_predicted_differences(llama):
     aims = torch.tensor([3.5, -0.5, -2.5])
     index = torch.arange(3)
     torch.testing.assert_close(objective.errors(logits, index), (1.5 - aims).square())
-    assert float(objective.loss(logits, index)) == pytest.approx(float((1.5 - aims).square().mean()))
+    assert float(objective.loss(logits, index)) == pytest.approx(
+        float((1.5 - aims).square().mean())
+    )
 
 
 def test_coefficients_are_the_least_squares_ones():
