@@ -137,11 +137,17 @@ class Meter:
         """Of each feature."""
         return [score.output_score for score in self.scorer.score(features)]
 
+    @property
+    def _held(self) -> tuple[Float[Tensor, "rows k d"], Float[Tensor, "rows k d"]]:
+        """The unit in the bases and in the counterfactuals."""
+        one, trials = [self.unit], self.trials
+        return trials.bases(one)[self.unit], trials.sources(one)[self.unit]
+
     @cached_property
     def _differences(self) -> Float[Tensor, "rows k features"]:
         """Of all codes at the unit, counterfactual minus base."""
         codes = Codes(dictionary=self.dictionary)
-        base, source = self.trials.bases[self.unit], self.trials.sources[self.unit]
+        base, source = self._held
         return codes.differences(base, source)
 
     @cached_property

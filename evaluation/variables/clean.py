@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from evaluation.variables.units import Unit, head_width, language, output_site
 from models.decoder import TOWER
 from models.hosted import HostedModel
 from models.site import block, embedding
+from models.slot_cache import Prefix, PrefixCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +80,11 @@ class Clean:
         )
 
 
-class _Recorder(Cache):
+class _Recorder(PrefixCache):
     """Keeps the keys and values that pass, and adds none."""
 
     def __init__(self, first: int) -> None:
-        super().__init__(layers=[])
+        super().__init__(Prefix((), ()))
         self.first = first
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
@@ -118,7 +118,7 @@ def read(hosted: HostedModel, rows: Rows, layers: Iterable[int]) -> Clean:
     recorder = _Recorder(wanted[0])
     with hosted.captured(*map(_entering, wanted)) as seen:
         stream = family.embed(hosted, rows.ids, _counted(rows))
-        family.run_layers(hosted, stream, 0, recorder)  # pyright: ignore[reportArgumentType]
+        family.run_layers(hosted, stream, 0, recorder)
     return Clean(
         rows=rows,
         entering={layer: seen[_entering(layer)][0] for layer in wanted},

@@ -53,7 +53,7 @@ def toward(
         raise NothingKept(f"no swap of {variable} expects {value!r}.")
     here = table(wanted, variable, [unit.position], device=hosted.device)
     trials = Trials(hosted=hosted, table=here, units=(unit,))
-    base, source = trials.bases[unit], trials.sources[unit]
+    base, source = trials.bases([unit])[unit], trials.sources([unit])[unit]
     moves = (featurizer(base, source) - base)[here.columns[unit.position][0] >= 0]
     header = {"toward": value, "rows": len(wanted)}
     return _vectors(hosted, variable, unit, featurizer, moves.double().mean(0), header)

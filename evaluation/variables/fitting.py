@@ -117,7 +117,7 @@ def _learner(
 
 def _principal(trials: Trials, unit: Unit, asked: Featurizing) -> Directions:
     own, there = trials.table.columns[unit.position]
-    both = [_rows(trials.bases[unit], own), _rows(trials.sources[unit], there)]
+    both = [_rows(trials.bases([unit])[unit], own), _rows(trials.sources([unit])[unit], there)]
     return principal(torch.cat(both), standardise=asked.kind in {"pca", "dbm_pca"}, n=asked.n)
 
 

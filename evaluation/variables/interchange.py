@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from evaluation.variables.clean import Clean, at
 from evaluation.variables.units import head_width, language, output_projection
 from models.errors import PatchNotApplied
 from models.hosted import HostedModel
+from models.slot_cache import Prefix, PrefixCache
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """From what a unit holds in the base and in the counterfactual, (rows, k, width) each, to what it
@@ -80,7 +80,7 @@ def run(
             hosted,
             stream,
             first,
-            tail if tail.begins_later else None,  # pyright: ignore[reportArgumentType]
+            tail if tail.begins_later else None,
             tail.positions,
         )
         stream = ending(stream)
@@ -98,11 +98,11 @@ def _starts(swaps: Sequence[Swap], wanted: Int[Tensor, "rows m"]) -> Int[Tensor,
     return starts
 
 
-class _Tail(Cache):
+class _Tail(PrefixCache):
     """Clean keys and values of the tokens before each row's start; new ones take their places."""
 
     def __init__(self, clean: Clean, starts: Int[Tensor, " rows"], tokens: int) -> None:
-        super().__init__(layers=[])
+        super().__init__(Prefix((), ()))
         self.clean, self.begins = clean, starts.tolist()
         steps = torch.arange(tokens, device=starts.device)
         self.positions = starts[:, None] + steps

@@ -7,7 +7,6 @@ batch. Sharing changes no answer: each trial has its own rows.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +15,7 @@ from torch import Tensor
 from evaluation.variables.clean import Clean, Rows, held, read
 from evaluation.variables.interchange import Change, Swap, run
 from evaluation.variables.table import Table
-from evaluation.variables.units import Handle, Unit
+from evaluation.variables.units import Handle, Unit, width
 from models.hosted import HostedModel
 
 BUDGET = 2**30
@@ -63,19 +62,20 @@ class Trials:
     units: tuple[Unit, ...]
     budget: int = BUDGET
     cost: Cost = field(default_factory=Cost)
+    _sources: dict[Unit, Tensor] = field(default_factory=dict)
+    _bases: dict[Unit, Tensor] = field(default_factory=dict)
     _kept: dict[int, Clean] = field(default_factory=dict)
     _fitting: dict[int, bool] = field(default_factory=dict)
 
-    @cached_property
-    def sources(self) -> Mapping[Unit, Float[Tensor, "rows k width"]]:
-        """What the units hold in the counterfactuals."""
-        columns = {name: cf for name, (_, cf) in self.table.columns.items()}
-        return self._held(self.table.others, columns)
+    def sources(self, units: Iterable[Unit]) -> Mapping[Unit, Float[Tensor, "rows k width"]]:
+        """What units hold in the counterfactuals, those that were asked for at least."""
+        columns = {name: there for name, (_, there) in self.table.columns.items()}
+        return self._of_units(self._sources, self.table.others, columns, set(units))
 
-    @cached_property
-    def bases(self) -> Mapping[Unit, Float[Tensor, "rows k width"]]:
-        """What the units hold in the bases, before anything is swapped."""
-        return self._held(self.table.rows, {n: own for n, (own, _) in self.table.columns.items()})
+    def bases(self, units: Iterable[Unit]) -> Mapping[Unit, Float[Tensor, "rows k width"]]:
+        """What units hold in the bases, before anything is swapped."""
+        columns = {name: own for name, (own, _) in self.table.columns.items()}
+        return self._of_units(self._bases, self.table.rows, columns, set(units))
 
     def logits(
         self, trials: Sequence[Trial], index: Int[Tensor, " some"]
@@ -108,12 +108,13 @@ class Trials:
     ) -> list[Swap]:
         """The trials' swaps on some rows, one trial's rows behind the other's."""
         n = len(index)
+        sources = self.sources(unit for trial in trials for unit in trial.handle)
         return [
             Swap(
                 layer=unit.layer,
                 head=unit.head,
                 columns=columns[unit.position],
-                source=self.sources[unit][index],
+                source=sources[unit][index],
                 change=change,
                 rows=slice(number * n, (number + 1) * n),
             )
@@ -175,12 +176,25 @@ class Trials:
             self._fitting[first] = one.nbytes * len(self.table) <= self.budget
         return self._fitting[first]
 
-    def _held(self, rows: Rows, columns: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+    def _of_units(
+        self, kept: dict[Unit, Tensor], rows: Rows, columns: Mapping[str, Tensor], wanted: set[Unit]
+    ) -> Mapping[Unit, Tensor]:
+        """All units from one forward where the budget allows; else those that are wanted now."""
+        if not wanted <= kept.keys():
+            kept.clear()
+            sizes = (columns[u.position].numel() * width(self.hosted, u) for u in self.units)
+            every = sum(sizes) * self.hosted.dtype.itemsize <= self.budget
+            kept.update(self._held(rows, columns, self.units if every else tuple(wanted)))
+        return kept
+
+    def _held(
+        self, rows: Rows, columns: Mapping[str, Tensor], units: Sequence[Unit]
+    ) -> dict[Unit, Tensor]:
         parts = []
         for index in self._chunks(len(rows)):
             self.cost.forwards += 1
             here = {name: some[index] for name, some in columns.items()}
-            parts.append(held(self.hosted, rows[index], self.units, here))
+            parts.append(held(self.hosted, rows[index], units, here))
         return {unit: torch.cat([part[unit] for part in parts]) for unit in parts[0]}
 
     def _chunks(self, n: int) -> Iterable[Tensor]:

@@ -99,7 +99,7 @@ def test_single_features_raise_the_answer_and_are_no_handles(hosted, sae, swaps,
 def test_steering_is_what_a_request_does(hosted, sae, meter, swaps, far):
     feature = far[0]
     shift = Shift(site=sae.site, vector=meter.coefficient * sae.decoder[feature], positions="last")
-    base, source = (held[meter.unit][:, 0] for held in (meter.trials.bases, meter.trials.sources))
+    base, source = (held[:, 0] for held in meter._held)
     more = (sae.encode(source) - sae.encode(base))[:, feature] > 0
     raised = []
     for swap in (s for s, m in zip(swaps.kept, more.tolist(), strict=True) if m):
