@@ -135,9 +135,9 @@ class NotSafetensors(Refusal):
 class UnsupportedFamily(Refusal):
     """No family knows this kind of model."""
 
-    def __init__(self, what: str, known: str) -> None:
+    def __init__(self, what: str, known: str, why: str | None = None) -> None:
         super().__init__(
-            f"No family hosts {what}.",
+            f"No family hosts {what}." if why is None else f"No family hosts {what}: {why}.",
             remedy=f"Host one of: {known}; or add a family.",
             param="path",
         )
@@ -227,6 +227,17 @@ class PicturesMiscounted(Refusal):
         super().__init__(
             f"The messages have places for {places} pictures, and there are {pictures}.",
             remedy="Send one image part for each picture, in order.",
+            param="messages",
+        )
+
+
+class BadPart(Refusal):
+    """A part of a message that is not read: a video, or a text that plays a picture."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"A part of the messages is not read: {why}.",
+            remedy="Send texts, and pictures as image parts.",
             param="messages",
         )
 

@@ -17,10 +17,13 @@ from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers.models.auto import processing_auto
 
-from models.errors import BadConversation, NoChatTemplate, UnsupportedFamily
+from models.errors import BadConversation, BadPart, NoChatTemplate, UnsupportedFamily
 
 Message = Mapping[str, Any]
 """`role`, and `content`: a text, or parts: `{"type": "text", "text": ...}`, `{"type": "image"}`."""
+
+_MARKS = ("image_token", "video_token", "boi_token")
+"""Where processors name what their own text has in the place of a picture or a video."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,25 @@ class Eyes:
                 )
         except TemplateError as refused:
             raise BadConversation(model, str(refused)) from refused
+
+    def check(self, messages: Sequence[Message], image_ids: frozenset[int]) -> None:
+        """BadPart unless every part is a picture, or a text that holds no place for one."""
+        for message in messages:
+            content = message["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            for part in parts:
+                if part["type"] == "text":
+                    self.check_text(part["text"], image_ids)
+                elif part["type"] != "image":
+                    raise BadPart(f"it is of the kind {part['type']!r}")
+
+    def check_text(self, text: str, image_ids: frozenset[int]) -> None:
+        """BadPart if the text holds a mark that the model would take for a picture or a video."""
+        marks = [self.processor.tokenizer.convert_ids_to_tokens(sorted(image_ids))]
+        marks.append([getattr(self.processor, name, None) for name in _MARKS])
+        for mark in (mark for of in marks for mark in of):
+            if mark and mark in text:
+                raise BadPart(f"its text holds {mark!r}, which stands for a picture or a video")
 
 
 def open_eyes(folder: Path) -> Eyes:

@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from models.decoder import find_decoder
 from models.eyes import without_video
 from models.toys import seeded, wake
 from models.toys_decoders import TALK, settings
@@ -83,7 +84,7 @@ def save_seeing(folder: Path, kind: type[Any], config: Any, processor: Any, seed
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
             weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
-    tilt(model.model.language_model.norm)
+    tilt(find_decoder(model).norm)
     model.get_output_embeddings().weight.data.mul_(3)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -59,13 +59,20 @@ class VisionLanguage(Language):
 
         Raises:
             PicturesMiscounted: There are more or fewer parts than pictures.
+            BadPart: A part is a video, or a text with a mark that stands for a picture.
             NoChatTemplate, BadConversation: As for texts.
         """
+        hosted.parts["eyes"].check(messages, self.image_ids(hosted))
         read = dict(self.read_prompt(hosted, with_pictures(messages, pictures)))
         ids = read["input_ids"][0].tolist()
         if not pictures:
             return ids, None
         return ids, self.sight(hosted, ids, read, len(pictures))
+
+    def tokenize(self, hosted: HostedModel, text: str, *, special: bool = True) -> list[int]:
+        """The ids of a text; BadPart if a picture is meant to stand in it."""
+        hosted.parts["eyes"].check_text(text, self.image_ids(hosted))
+        return super().tokenize(hosted, text, special=special)
 
     def read_prompt(self, hosted: HostedModel, messages: Sequence[Message]) -> Mapping[str, Tensor]:
         """What the family's processor makes of a conversation."""

@@ -68,6 +68,8 @@ def test_the_references_columns_equal_two_plain_passes(prompts, two_passes):
 
 
 def test_columns_of_words_can_be_named_without_any_picture(hosted, two_passes):
+    if hosted.family.kind.startswith("paligemma"):
+        pytest.skip("it takes no text without a picture")
     prompt = Prompt(hosted, messages("the king of arda is a red cat"), [])
     columns = [2, 3, 5]
     wanted = two_passes(prompt.library, [(3, 1)], columns)
