@@ -6,6 +6,7 @@ from service import problems
 from service.api import (
     chat,
     edits,
+    evaluations,
     images,
     jobs,
     keys,
@@ -34,7 +35,8 @@ def build(workbench: Workbench, *, tells_ids: bool = True) -> FastAPI:
     """
     app = FastAPI(title="Tiller", description=_ABOUT, version="1")
     app.state.workbench = workbench
-    nouns = (models, images, lens, chat, edits, saes, presets, vectors, variants, jobs, keys)
+    named = (edits, presets, vectors, variants, evaluations)
+    nouns = (models, images, lens, chat, saes, *named, jobs, keys)
     for noun in (*nouns, operations):
         app.include_router(noun.router)
     problems.install(app, [r.path for noun in nouns for r in noun.router.routes])

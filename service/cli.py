@@ -74,12 +74,16 @@ def main() -> None:
 def mount_evaluation() -> None:
     """Commands that live in files of their own."""
     from service.cli_chat import chat
+    from service.cli_evidence import app as evidence
+    from service.cli_evidence import circuit
     from service.cli_saes import preset, sae, vector
     from service.demo import demo
     from service.evaluating import app as evaluate
     from service.looking import lens
 
+    evaluate.command("circuit")(circuit)
     app.add_typer(evaluate, name="evaluate")
+    app.add_typer(evidence, name="evidence")
     for name, group in (("sae", sae), ("vector", vector), ("preset", preset)):
         app.add_typer(group, name=name)
     app.command("demo")(demo)

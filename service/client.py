@@ -46,6 +46,7 @@ from service.calls import (
     show_model,
     unreachable,
 )
+from service.client_evidence import AsyncDatasets, AsyncEvaluations, Datasets, Evaluations
 from service.client_language import AsyncTexts, Text, Texts
 from service.client_pictures import (
     AsyncImages,
@@ -437,6 +438,7 @@ class Tiller:
         self.images, self.edits, self.jobs = Images(self), Edits(self), Jobs(self)
         self.models, self.variants, self.keys = Models(self), Variants(self), Keys(self)
         self.saes, self.presets, self.vectors = Saes(self), Presets(self), Vectors(self)
+        self.datasets, self.evaluations = Datasets(self), Evaluations(self)
         self.texts = Texts(self)
         self.lens, self.chat, self.complete = self.images.lens, self.texts.chat, self.texts.complete
 
@@ -495,6 +497,7 @@ class AsyncTiller:
         self.keys = AsyncKeys(self)
         self.saes, self.presets = AsyncSaes(self), AsyncPresets(self)
         self.vectors = AsyncVectors(self)
+        self.datasets, self.evaluations = AsyncDatasets(self), AsyncEvaluations(self)
         self.texts = AsyncTexts(self)
         self.lens, self.chat, self.complete = self.images.lens, self.texts.chat, self.texts.complete
 

@@ -40,6 +40,7 @@ from service.composing import Compositions
 from service.conflicts import Live, check_conflicts
 from service.conflicts import live as live_edits
 from service.errors import WrongModality
+from service.evaluations import Evaluator
 from service.jobs import FIT, JobRunner, Ticket, fact_of, fitting, method_of
 from service.lens import View, lens_told
 from service.limits import within
@@ -115,12 +116,14 @@ class ImageHost(WritesNothing):
             settings=settings.jobs,
             tasks={FIT: fitting(self, registry)},
         )
+        self.evaluator = Evaluator(model, settings, registry)
         self.pipeline = folder_digest(self.hosted.path, settings.home / "fingerprints")
         self.started = int(time.time())
 
     def start(self) -> None:
         """Begin to take jobs."""
         self.runner.start()
+        self.evaluator.start()
 
     async def card(self) -> Mapping[str, Any]:
         """What the model is."""
@@ -347,6 +350,7 @@ class ImageHost(WritesNothing):
     def close(self, seconds: float) -> None:
         """Finish the rows, give the job back, stop the owner thread."""
         self.runner.stop()
+        self.evaluator.stop()
         self.engine.drain(seconds)
         self.engine.stop()
 

@@ -30,6 +30,8 @@ from models.patch import Patch
 from service import adopting
 from service.composing import Compositions
 from service.dictionaries import Dictionaries
+from service.evaluations import Evaluator
+from service.evidence import check_features
 from service.feature_jobs import FeatureJobs
 from service.jobs import JobRunner, Task, Ticket
 from service.language_rows import Telling, lines_of
@@ -109,6 +111,7 @@ class LanguageHost(DrawsNothing):
         self.questions = Desk(f"study-{self.name}", PLANNERS, self.engine.max_waiting)
         tasks: dict[str, Task] = {**jobs.tasks, LEARN: learning(self.hosted, registry)}
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
+        self.evaluator = Evaluator(model, settings, registry)
         self.started = int(time.time())
         self._warm_up()
 
@@ -138,6 +141,7 @@ class LanguageHost(DrawsNothing):
     def start(self) -> None:
         """Begin to take jobs."""
         self.runner.start()
+        self.evaluator.start()
 
     async def card(self) -> Mapping[str, Any]:
         """What the model is."""
@@ -181,6 +185,7 @@ class LanguageHost(DrawsNothing):
                 lambda its: [self.steering.plan(order, ids, its) for ids in prompts],
                 patience.remaining,
             )
+            await asyncio.to_thread(self._check_evidence, order.tenant, steered)
         patches = [composed.patch | plan.patch for plan in steered]
         patience.check()  # what planning took is not there for writing
         order = replace(order, seconds=patience.remaining or 0.0)
@@ -193,6 +198,12 @@ class LanguageHost(DrawsNothing):
             async for bundle in texts.bundles():
                 for happened in telling.of(bundle):
                     yield happened
+
+    def _check_evidence(self, tenant: str, steered: Sequence[Steered]) -> None:
+        """FeatureNotVerified for features that no gate speaks for, where the model asks for it."""
+        if self.model.evidence.feature_gate:
+            reports = [report for plan in steered for report in plan.reports]
+            check_features(self.registry, tenant, self.name, self.hosted.fingerprint, reports)
 
     def _prompts(self, order: TextOrder) -> list[list[int]]:
         """What the rows read, as token ids that the engine takes: looked at before anything runs.
@@ -293,6 +304,7 @@ class LanguageHost(DrawsNothing):
     def close(self, seconds: float) -> None:
         """Finish the rows, give the job back, stop the owner thread."""
         self.runner.stop()
+        self.evaluator.stop()
         self.desk.close()
         self.questions.close()
         self.engine.drain(seconds)

@@ -113,6 +113,17 @@ class AdoptedVector:
     report: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckRows:
+    """How many rows of a data set the model's tokens allow: `{"pairs", "swaps"}` with the dropped.
+
+    Attributes:
+        dataset: As it is kept.
+    """
+
+    dataset: bytes = field(repr=False)
+
+
 Question = (
     ListSaes
     | ShowSae
@@ -122,4 +133,5 @@ Question = (
     | SettleSteering
     | CheckVector
     | AdoptVector
+    | CheckRows
 )

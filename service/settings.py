@@ -71,6 +71,15 @@ class Sae(Section):
     """The stream that it reads (`lm.block.12`); empty: as its files say."""
 
 
+class Evidence(Section):
+    """Which causal evidence a model asks for (docs/causal-evidence.md); off unless it is set."""
+
+    feature_gate: bool = False
+    """Whether a feature steers only after a passed `feature_gate`."""
+    edit_audit: bool = False
+    """Whether an edit takes an alias only after a passed `edit_audit`."""
+
+
 class Model(Section):
     """One hosted model."""
 
@@ -106,6 +115,7 @@ class Model(Section):
     """A full CLIP whose text tower is the pipeline's, for fact edits; empty: `clip/` inside."""
     corpus: Corpus = Corpus()
     refact: Refact = Refact()
+    evidence: Evidence = Evidence()
     saes: tuple[Sae, ...] = ()
     """Language models: their dictionaries; those of the embedded one are found by themselves."""
     capacity: Annotated[int, Ge(8)] | None = None

@@ -6,12 +6,14 @@ Every method is called on a worker thread and may wait for the owner thread.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from service.datasets import Dataset, fitting
 from service.dictionaries import Dictionaries, check
 from service.orders import TextOrder
 from service.patience import ENDLESS, Patience
 from service.questions import (
     AdoptVector,
     CheckFeatures,
+    CheckRows,
     CheckVector,
     FindFeatures,
     ListSaes,
@@ -71,6 +73,7 @@ class Study:
             CheckFeatures: lambda asked, _: self.check(asked),
             SettleSteering: self.settle,
             CheckVector: lambda asked, _: sites_of(self.hosted, asked.payload),
+            CheckRows: lambda asked, _: fitting(self.hosted, Dataset.read(asked.dataset)),
             AdoptVector: lambda asked, _: adopted(self.hosted, dictionaries.background, asked),
         }
 

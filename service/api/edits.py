@@ -13,6 +13,7 @@ from service.api.once import Once
 from service.auth import Principal, needs
 from service.conflicts import replaced
 from service.errors import BadRequest, TooMuch
+from service.evidence import check_audit
 from service.jobs import fit_payload
 from service.lineage import newest, parent_of
 from service.registry.blobs import digest_of
@@ -190,6 +191,9 @@ async def move_alias(  # noqa: PLR0913, PLR0917 - one argument per part of the r
     if_match: IfMatch = None,
 ) -> JSONResponse:
     """Point the alias to a version; with `If-Match`, only if nobody moved it meanwhile."""
+    await asyncio.to_thread(
+        check_audit, bench.registry, bench.settings, caller.tenant, name, body.version
+    )
     moved = await asyncio.to_thread(
         bench.registry.names.move,
         caller.tenant,

@@ -5,6 +5,7 @@ from typing import Self
 from models.errors import Refusal
 
 _LISTS = {"edit": "/v1/edits", "preset": "/v1/presets", "vector": "/v1/vectors"}
+_LISTS |= {"dataset": "/v1/datasets", "evaluation": "/v1/evaluations"}
 NAME = "edit, preset or vector"
 """What a name may be the name of, where all of them may stand."""
 

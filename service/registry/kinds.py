@@ -6,6 +6,15 @@ STEERING = "steering"
 VECTOR = "vector"
 """A direction."""
 
+DATASET = "dataset"
+"""Rows of prompts that evaluations read."""
+
+EVALUATION = "evaluation"
+"""What an evaluation found, with its files."""
+
+EVIDENCE = "evidence"
+"""The verdict on a feature or on an edit's version, for policies."""
+
 
 def word_of(kind: str) -> str:
     """How people call a thing of that kind, and its path."""

@@ -1,0 +1,152 @@
+"""One page of Markdown for each kind of causal evidence; CPR never stands there alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Told = Mapping[str, Any]
+_SHOWN = 12
+"""Nodes, and reasons of dropped rows, that a page lists."""
+
+
+def page(kind: str, told: Told, provenance: Told) -> str:
+    """The report as one page.
+
+    Args:
+        kind: `circuit`, `causal_variable`, `feature_gate`, `layer_advice` or `edit_audit`.
+        told: The report as JSON has it.
+        provenance: What was asked of which model.
+    """
+    lines = [f"# {kind.replace('_', ' ').capitalize()}", "", *_PAGES[kind](told), ""]
+    lines += ["## Rows that fell out", "", *_dropped(told.get("dropped", ())), ""]
+    lines += ["## Provenance", "", *_table(("what", "is"), list(provenance.items()))]
+    return "\n".join(lines) + "\n"
+
+
+def _circuit(told: Told) -> list[str]:
+    lines = [f"m(full) {_n(told['m_full'])}, m(empty) {_n(told['m_empty'])}."]
+    if told["inconclusive"]:
+        return [*lines, f"**Inconclusive**: {told['inconclusive']}."]
+    areas = [("CMD (0 is best)", told["cmd"], told["floor"]["cmd"], told["cmd_log"])]
+    areas += [("CPR (unbounded)", told["cpr"], told["floor"]["cpr"], told["cpr_log"])]
+    lines += ["", *_table(("area", "value", "f = 0 below 100 %", "over log k"), areas), ""]
+    curve = [
+        (f"{100 * p['k']:g} %", p["n_edges"], p["f_signed"], p["f_absolute"]) for p in told["curve"]
+    ]
+    lines += _table(("k", "edges", "f, signed scores", "f, absolute scores"), curve)
+    nodes = [(n["name"], n["score"], n["share"]) for n in told["top_nodes"][:_SHOWN]]
+    return [*lines, "", "## Nodes", "", *_table(("node", "score", "share"), nodes)]
+
+
+def _variable(told: Told) -> list[str]:
+    asked, kept = told["settings"]["featurizer"]["kind"], told["kept"]
+    lines = [f"`{told['variable']}` with {asked}: {kept} rows kept, {told['scored']} scored.", ""]
+    rows = [
+        (layer, position, ", ".join(f"{name} {_n(v)}" for name, v in sets.items()))
+        for layer, positions in told["iia"].items()
+        for position, sets in positions.items()
+    ]
+    lines += _table(("layer", "position", f"{told['metric']} by set"), rows)
+    for name, others in told["indistinct"].items():
+        lines += ["", f"**{name}** cannot tell the variable from {', '.join(others)}."]
+    nothing = told["control"].get("no_op", {})
+    return [*lines, "", f"Doing nothing: {', '.join(f'{k} {_n(v)}' for k, v in nothing.items())}."]
+
+
+def _gates(told: Told) -> list[str]:
+    rows = [
+        (
+            " ".join(map(str, gate["features"])),
+            gate["verdict"],
+            _measured(gate["iia"]),
+            _measured(gate["iia_random_matched"]),
+            gate["bar"],
+            _measured(gate["effect_on_metric"]),
+            _measured(gate["off_target_kl"]),
+            gate["output_score"],
+        )
+        for gate in told["gates"]
+    ]
+    names = ("feature", "verdict", "IIA", "random, matched", "bar", "steered", "KL", "output score")
+    reasons = [
+        f"- {' '.join(map(str, g['features']))}: {r}" for g in told["gates"] for r in g["reasons"]
+    ]
+    whole = f"The whole unit's IIA is {_measured(told['iia_full_vector'])}; {told['kept']} rows."
+    return [whole, "", *_table(names, rows), "", *reasons]
+
+
+def _advice(told: Told) -> list[str]:
+    effects = list(told["layers"][0]["effects"])
+    rows = [
+        (
+            one["layer"],
+            *(_measured(one["effects"][name]) for name in effects),
+            _measured(one["score"]),
+        )
+        for one in told["layers"]
+    ]
+    range_ = told["recommended"]
+    advice = "none" if range_ is None else f"layers {range_[0]} to {range_[1]}"
+    lines = [f"Recommended by `{told['by']}`: **{advice}**, from {told['pairs']} pairs.", ""]
+    return [*lines, *_table(("layer", *effects, "attribution"), rows), "", *told["notes"]]
+
+
+def _audit(told: Told) -> list[str]:
+    rows = [
+        (
+            suite["name"],
+            suite["verdict"],
+            suite["m_before"],
+            suite["m_after"],
+            suite["unchanged"],
+            suite["drift"],
+            _drift(suite["circuit"]),
+        )
+        for suite in told["suites"]
+    ]
+    names = ("suite", "verdict", "before", "after", "unchanged", "drift", "f of the old circuit")
+    return [f"Verdict: **{told['verdict']}**.", "", *_table(names, rows)]
+
+
+def _drift(told: Told | None) -> str:
+    if told is None:
+        return "-"
+    both = ", ".join(
+        f"{100 * float(k):g} %: {_n(f)} -> {_n(told['f_after'][k])}"
+        for k, f in told["f_before"].items()
+    )
+    areas = f"CMD {_n(told['cmd_before'])} -> {_n(told['cmd_after'])}"
+    return f"{both}; {areas}; scores correlate {_n(told['score_correlation'])}"
+
+
+_PAGES: Mapping[str, Callable[[Told], list[str]]] = {
+    "circuit": _circuit,
+    "causal_variable": _variable,
+    "feature_gate": _gates,
+    "layer_advice": _advice,
+    "edit_audit": _audit,
+}
+
+
+def _dropped(rows: Sequence[Told]) -> list[str]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["reason"]] = counts.get(row["reason"], 0) + 1
+    told = sorted(counts.items(), key=lambda item: -item[1])[:_SHOWN]
+    return [f"- {count} times: {reason}" for reason, count in told] or ["None."]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return lines + [f"| {' | '.join(_n(cell) for cell in row)} |" for row in rows]
+
+
+def _measured(told: Told | None) -> str:
+    if told is None:
+        return "-"
+    return f"{_n(told['value'])} [{_n(told['low'])}, {_n(told['high'])}]"
+
+
+def _n(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

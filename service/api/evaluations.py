@@ -1,0 +1,249 @@
+"""`/v1/datasets`, `/v1/evaluations`, `/v1/policies`: causal evidence, found by jobs."""
+
+import asyncio
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api.answers import Bench, Page, listed, no_query, reply
+from service.api.edits import Reader, Writer
+from service.api.jobs import accepted, waited
+from service.api.once import Once
+from service.auth import Principal
+from service.datasets import Dataset, dataset_of, find, keep, newest
+from service.evaluations import artifacts, identity, known, result_of
+from service.evidence import policies
+from service.evidence_errors import NoSuchArtifact, WrongRows
+from service.evidence_kinds import KINDS, unzipped, zipped
+from service.questions import CheckRows
+from service.registry.kinds import DATASET, EVALUATION
+from service.registry.records import Edit, Version
+from service.resolving import Resolver
+from service.schema import EditUse
+from service.schema_evaluations import (
+    DatasetBody,
+    EvaluationBody,
+    ExportBody,
+    settings_of,
+    told_settings,
+)
+from service.workbench import Workbench
+from steerers.errors import UnknownDictionary
+
+router = APIRouter(prefix="/v1", tags=["evaluations"], route_class=Once)
+EXACT = [Depends(no_query)]
+_MEDIA = {"json": "application/json", "md": "text/markdown", "png": "image/png"}
+_SUBMITTED = {"mib-circuit": "importances.pt", "mib-causal-variable": "featurizers.zip"}
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+@router.post("/datasets", status_code=201, dependencies=EXACT)
+async def make_dataset(
+    request: Request, body: DatasetBody, bench: Bench, caller: Writer
+) -> JSONResponse:
+    """Rows, or what a generator draws; rows that the model cannot use are told one by one."""
+    host = bench.host(body.model)
+    card = await host.card()
+    dataset = await asyncio.to_thread(dataset_of, body)
+    # Only a language model's tokens say now which rows fall out; others say it in the evaluation.
+    told: dict[str, Any] = {}
+    if card["modality"] == "language":
+        told = await host.answer(CheckRows(dataset=dataset.data))
+    kept = await asyncio.to_thread(
+        keep,
+        bench.registry,
+        caller.tenant,
+        body.model,
+        card["fingerprint"],
+        dataset,
+        told,
+        caller.name,
+    )
+    location = {"Location": f"/v1/datasets/{kept.name}"}
+    return reply(request, _dataset_body(kept), 201, location)
+
+
+@router.get("/datasets")
+async def list_datasets(
+    request: Request, page: Annotated[Page, Query()], bench: Bench, caller: Reader
+) -> JSONResponse:
+    """This tenant's data sets."""
+    found = await asyncio.to_thread(
+        bench.registry.presets.list, caller.tenant, DATASET, page.limit, page.after
+    )
+    return listed(request, found, _named("dataset"))
+
+
+@router.get("/datasets/{name}", dependencies=EXACT)
+async def show_dataset(request: Request, name: str, bench: Bench, caller: Reader) -> JSONResponse:
+    """One data set: how it was made, and which rows fell out."""
+    found = await asyncio.to_thread(find, bench.registry, caller.tenant, name)
+    return reply(request, _dataset_body(found))
+
+
+@router.get("/datasets/{name}/rows", dependencies=EXACT)
+async def download_rows(name: str, bench: Bench, caller: Reader) -> Response:
+    """All its rows, as they are kept."""
+    found = await asyncio.to_thread(find, bench.registry, caller.tenant, name)
+    data = await asyncio.to_thread(bench.registry.edits.blob, found.digest)
+    return Response(data, media_type="application/json")
+
+
+@router.post("/evaluations", status_code=202, dependencies=EXACT)
+async def evaluate(
+    request: Request, body: EvaluationBody, bench: Bench, caller: Writer
+) -> JSONResponse:
+    """Find evidence: a job; what was found for an equal request is given again at once."""
+    card = await bench.host(body.model).card()
+    payload = await asyncio.to_thread(_payload, bench, caller, body)
+    if body.kind == "feature_gate" and payload["params"]["sae"] not in card.get("saes", ()):
+        raise UnknownDictionary(
+            "sparse autoencoder", payload["params"]["sae"], ", ".join(card.get("saes", ()))
+        )
+    payload["id"] = identity({"kind": body.kind, **payload}, card["fingerprint"])
+    before = await asyncio.to_thread(known, bench.registry, caller.tenant, payload["id"])
+    if before is not None:
+        return reply(request, {**_evaluation_body(before), "cache_hit": True})
+    job = await asyncio.to_thread(
+        bench.registry.jobs.create, caller.tenant, body.kind, body.model, payload, caller.name
+    )
+    return accepted(request, await waited(request, bench, job))
+
+
+@router.get("/evaluations")
+async def list_evaluations(
+    request: Request, page: Annotated[Page, Query()], bench: Bench, caller: Reader
+) -> JSONResponse:
+    """This tenant's finished evaluations; those under way are among the jobs."""
+    found = await asyncio.to_thread(
+        bench.registry.presets.list, caller.tenant, EVALUATION, page.limit, page.after
+    )
+    return listed(request, found, _named("evaluation"))
+
+
+@router.get("/evaluations/{name}", dependencies=EXACT)
+async def show_evaluation(
+    request: Request, name: str, bench: Bench, caller: Reader
+) -> JSONResponse:
+    """What was found, and the names of its files."""
+    return reply(request, _evaluation_body(await _evaluation(bench, caller, name)))
+
+
+@router.get("/evaluations/{name}/artifacts/{file}", dependencies=EXACT)
+async def download_artifact(name: str, file: str, bench: Bench, caller: Reader) -> Response:
+    """One of its files: the report, a picture, importances, featurizers."""
+    found = await _evaluation(bench, caller, name)
+    made = await asyncio.to_thread(artifacts, bench.registry, found)
+    if file not in made:
+        raise NoSuchArtifact(name, file, sorted(made))
+    media = _MEDIA.get(file.rpartition(".")[2], "application/octet-stream")
+    return Response(made[file], media_type=media)
+
+
+@router.post("/evaluations/{name}/export", dependencies=EXACT)
+async def export_evaluation(name: str, body: ExportBody, bench: Bench, caller: Reader) -> Response:
+    """A zip in the layout of MIB's submissions: one cell's folder."""
+    found = await _evaluation(bench, caller, name)
+    made = await asyncio.to_thread(artifacts, bench.registry, found)
+    source = _SUBMITTED[body.format]
+    if source not in made:
+        raise NoSuchArtifact(name, source, sorted(made))
+    if body.format == "mib-circuit":
+        # Results are split at underscores: none may stand in a task or a model.
+        model = _UNSAFE.sub("-", body.model or found.model)
+        folder = f"{body.task.replace('_', '-')}_{model.replace('_', '-')}"
+        data = zipped({source: made[source]}, f"{folder}/")
+    else:
+        report = found.report or {}
+        variable = _UNSAFE.sub("_", report["variable"])
+        folder = f"{body.task}_{report['model_class']}_{variable}"
+        data = zipped(unzipped(made[source]), f"{folder}/")
+    headers = {"Content-Disposition": f'attachment; filename="{folder}.zip"'}
+    return Response(data, media_type="application/zip", headers=headers)
+
+
+@router.get("/policies", dependencies=EXACT)
+async def list_policies(request: Request, bench: Bench, caller: Reader) -> JSONResponse:  # noqa: ARG001 - whoever may read
+    """Which evidence each hosted model asks for before a feature steers or an edit goes live."""
+    return reply(request, {"object": "list", "data": policies(bench.settings)})
+
+
+def _payload(bench: Workbench, caller: Principal, body: EvaluationBody) -> dict[str, Any]:
+    """What the job stores: names resolved, params checked."""
+    kind = KINDS[body.kind]
+    settings = settings_of(kind.settings, body.params, body.seed)
+    if hasattr(settings, "check"):
+        settings.check()
+    resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
+    uses = [EditUse(name=name) for name in body.edits]
+    wanted = resolver.resolve(caller.tenant, body.model, uses)
+    rows = kind.rows or "pairs"
+    return {
+        "params": told_settings(settings),
+        "edits": [
+            {
+                "digest": edit.digest,
+                "strength": edit.strength,
+                "label": f"{edit.name}@{edit.version}",
+            }
+            for edit in wanted.edits
+        ],
+        "dataset": None if body.dataset is None else _rows(bench, caller, body, body.dataset, rows),
+        "suites": {
+            name: _rows(bench, caller, body, dataset, rows) for name, dataset in body.suites.items()
+        },
+        "budget": body.budget.model_dump(),
+    }
+
+
+def _rows(bench: Workbench, caller: Principal, body: EvaluationBody, name: str, rows: str) -> str:
+    """The digest of a data set that has such rows."""
+    version = find(bench.registry, caller.tenant, name)
+    dataset = Dataset.read(bench.registry.edits.blob(version.digest))
+    if not getattr(dataset, rows):
+        raise WrongRows(body.kind, rows, name)
+    return version.digest
+
+
+async def _evaluation(bench: Workbench, caller: Principal, name: str) -> Version:
+    return await asyncio.to_thread(newest, bench.registry, caller.tenant, EVALUATION, name)
+
+
+def _dataset_body(version: Version) -> dict[str, Any]:
+    return {
+        "object": "dataset",
+        "id": version.name,
+        "digest": version.digest,
+        "model": version.model,
+        **version.header,
+        **(version.report or {}),
+        "created_at": version.created_at,
+        "location": f"/v1/datasets/{version.name}",
+    }
+
+
+def _evaluation_body(version: Version) -> dict[str, Any]:
+    return {
+        "object": "evaluation",
+        "id": version.name,
+        "model": version.model,
+        "fingerprint": version.fingerprint,
+        **result_of(version),
+        "job": version.job,
+        "created_at": version.created_at,
+    }
+
+
+def _named(word: str) -> Any:
+    def told(found: Edit) -> dict[str, Any]:
+        return {
+            "object": word,
+            "id": found.name,
+            "created_at": found.created_at,
+            "created_by": found.created_by,
+            "location": f"/v1/{word}s/{found.name}",
+        }
+
+    return told

@@ -1,0 +1,151 @@
+"""The SDK's side of data sets and evaluations."""
+
+from collections.abc import Mapping, Sequence
+
+from service.calls import Async, Call, Json, Sync, as_bytes, as_data, as_json, given, later, now
+
+
+def _make_dataset(  # noqa: PLR0913 - the request's keys
+    *,
+    model: str,
+    pairs: Sequence[Json] = (),
+    swaps: Sequence[Json] = (),
+    generator: str | None = None,
+    vocabulary: str | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    pair_set: str | None = None,
+    sets: Sequence[str] = (),
+    variable: str | None = None,
+    answers: str | None = None,
+) -> Call[Json]:
+    """Keep rows, or what a generator draws; the answer says which rows fall out."""
+    asked = {
+        "model": model,
+        "pairs": list(pairs) or None,
+        "swaps": list(swaps) or None,
+        "generator": generator,
+        "vocabulary": vocabulary,
+        "n": n,
+        "seed": seed,
+        "pair_set": pair_set,
+        "sets": list(sets) or None,
+        "variable": variable,
+        "answers": answers,
+    }
+    return Call(method="POST", path="/v1/datasets", read=as_json, json=given(asked))
+
+
+def _list_datasets(*, limit: int = 100, after: str | None = None) -> Call[list[Json]]:
+    """Data sets by name."""
+    query = given({"limit": limit, "after": after})
+    return Call(method="GET", path="/v1/datasets", read=as_data, query=query)
+
+
+def _show_dataset(dataset: str) -> Call[Json]:
+    """How it was made, and which rows fell out."""
+    return Call(method="GET", path=f"/v1/datasets/{dataset}", read=as_json)
+
+
+def _dataset_rows(dataset: str) -> Call[Json]:
+    """All its rows."""
+    return Call(method="GET", path=f"/v1/datasets/{dataset}/rows", read=as_json)
+
+
+def _start(  # noqa: PLR0913 - the request's keys
+    kind: str,
+    *,
+    model: str,
+    dataset: str | None = None,
+    suites: Mapping[str, str] | None = None,
+    edits: Sequence[str] = (),
+    params: Json | None = None,
+    budget: Json | None = None,
+    seed: int | None = None,
+) -> Call[Json]:
+    """Begin an evaluation: a job, or with `cache_hit` what an equal request found before."""
+    asked = {
+        "kind": kind,
+        "model": model,
+        "dataset": dataset,
+        "suites": dict(suites) if suites else None,
+        "edits": list(edits) or None,
+        "params": params,
+        "budget": budget,
+        "seed": seed,
+    }
+    return Call(method="POST", path="/v1/evaluations", read=as_json, json=given(asked))
+
+
+def _list_evaluations(*, limit: int = 100, after: str | None = None) -> Call[list[Json]]:
+    """Finished evaluations."""
+    query = given({"limit": limit, "after": after})
+    return Call(method="GET", path="/v1/evaluations", read=as_data, query=query)
+
+
+def _show_evaluation(evaluation: str) -> Call[Json]:
+    """The report, and the names of its files."""
+    return Call(method="GET", path=f"/v1/evaluations/{evaluation}", read=as_json)
+
+
+def _artifact(evaluation: str, name: str) -> Call[bytes]:
+    """One of its files."""
+    path = f"/v1/evaluations/{evaluation}/artifacts/{name}"
+    return Call(method="GET", path=path, read=as_bytes)
+
+
+def _export(
+    evaluation: str,
+    format: str,
+    task: str,
+    model: str | None = None,
+) -> Call[bytes]:
+    """A zip in the layout of MIB's submissions."""
+    body = given({"format": format, "task": task, "model": model})
+    path = f"/v1/evaluations/{evaluation}/export"
+    return Call(method="POST", path=path, read=as_bytes, json=body)
+
+
+def _policies() -> Call[list[Json]]:
+    """Which evidence each model asks for."""
+    return Call(method="GET", path="/v1/policies", read=as_data)
+
+
+class Datasets(Sync):
+    """Rows of prompts."""
+
+    make = now(_make_dataset)
+    list = now(_list_datasets)
+    show = now(_show_dataset)
+    rows = now(_dataset_rows)
+
+
+class AsyncDatasets(Async):
+    """Rows of prompts."""
+
+    make = later(_make_dataset)
+    list = later(_list_datasets)
+    show = later(_show_dataset)
+    rows = later(_dataset_rows)
+
+
+class Evaluations(Sync):
+    """Causal evidence."""
+
+    start = now(_start)
+    list = now(_list_evaluations)
+    show = now(_show_evaluation)
+    artifact = now(_artifact)
+    export = now(_export)
+    policies = now(_policies)
+
+
+class AsyncEvaluations(Async):
+    """Causal evidence."""
+
+    start = later(_start)
+    list = later(_list_evaluations)
+    show = later(_show_evaluation)
+    artifact = later(_artifact)
+    export = later(_export)
+    policies = later(_policies)

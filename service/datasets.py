@@ -1,0 +1,166 @@
+"""Data sets of prompts: sent row by row, or drawn by a generator; kept by their content."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from evaluation.behaviours.attributes import swaps_of
+from evaluation.behaviours.pairs import Dropped, Pair, prepare
+from evaluation.behaviours.swaps import SwapText, prepare_swaps
+from models.hosted import HostedModel
+from models.language import Language
+from service.registry import Registry
+from service.registry.blobs import digest_of
+from service.registry.errors import UnknownEdit, UnknownName
+from service.registry.kinds import DATASET
+from service.registry.records import Version
+from service.registry.tables import canonical
+from service.schema_evaluations import DatasetBody, SwapRow
+from service.vocabularies import vocabularies
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Rows for circuits (`pairs`), for variables (`swaps`), or both.
+
+    Attributes:
+        answers: Whether answers are one token, or known by their first.
+        made: By which generator; empty for rows that were sent.
+    """
+
+    pairs: tuple[Pair, ...]
+    swaps: tuple[SwapText, ...]
+    answers: Literal["whole", "first"]
+    made: Mapping[str, Any]
+
+    @property
+    def data(self) -> bytes:
+        """As it is kept."""
+        return canonical({"format": FORMAT, **asdict(self)}).encode()
+
+    @classmethod
+    def read(cls, data: bytes) -> "Dataset":
+        """From such bytes."""
+        told = json.loads(data)
+        return cls(
+            pairs=tuple(Pair(**{**row, "alike": tuple(row["alike"])}) for row in told["pairs"]),
+            swaps=tuple(_swap(row) for row in told["swaps"]),
+            answers=told["answers"],
+            made=told["made"],
+        )
+
+    def first(self, n: int | None) -> "Dataset":
+        """So many rows of each."""
+        return Dataset(
+            pairs=self.pairs[:n], swaps=self.swaps[:n], answers=self.answers, made=self.made
+        )
+
+
+def _swap(row: Mapping[str, Any]) -> SwapText:
+    places = {name: (here, there) for name, (here, there) in row["positions"].items()}
+    signs = {name: (token, position) for name, (token, position) in row["signs"].items()}
+    return SwapText(**{**row, "positions": places, "signs": signs})
+
+
+def dataset_of(body: DatasetBody) -> Dataset:
+    """What a request asks for, not yet kept.
+
+    Raises:
+        UnknownSet, UnknownVariable: The generator has none of that name.
+    """
+    if body.generator is None:
+        pairs = tuple(Pair(**row.model_dump()) for row in body.pairs)
+        swaps = tuple(_sent(row) for row in body.swaps)
+        return Dataset(pairs=pairs, swaps=swaps, answers=body.answers, made={})
+    behaviour = vocabularies()[body.vocabulary].behaviours()[body.generator]
+    sets = tuple(body.sets) or None
+    if body.variable is not None and body.generator == "ravel":
+        swaps = swaps_of(behaviour, body.variable, body.n, body.seed, sets)
+    else:
+        swaps = behaviour.swaps(body.n, body.seed, sets)
+    keys = ("generator", "vocabulary", "n", "seed", "sets", "variable", "pair_set")
+    return Dataset(
+        pairs=tuple(behaviour.pairs(body.n, body.seed, body.pair_set)),
+        swaps=tuple(swaps),
+        answers=body.answers,
+        made={key: getattr(body, key) for key in keys},
+    )
+
+
+def _sent(row: SwapRow) -> SwapText:
+    """A row of a request: positions are texts, whose last character's token is meant."""
+    told = row.model_dump()
+    told["positions"] = {
+        name: (_end(row.base, here), _end(row.counterfactual, there))
+        for name, (here, there) in row.positions.items()
+    } | {"last_token": (None, None)}
+    return SwapText(**told)
+
+
+def _end(prompt: str, part: str) -> int:
+    """The last character of the part's first occurrence; past the end where it does not occur."""
+    at = prompt.find(part)
+    return len(prompt) if at < 0 or not part else at + len(part) - 1
+
+
+def fitting(hosted: HostedModel, dataset: Dataset) -> dict[str, Any]:
+    """How many rows a model of a language family can use, and why it cannot use the others."""
+    assert isinstance(hosted.family, Language)  # noqa: S101 - its host says so
+    pairs = prepare(dataset.pairs, hosted, dataset.answers)
+    swaps = prepare_swaps(dataset.swaps, hosted)
+    return {
+        "pairs": _counted(len(pairs.kept), pairs.dropped),
+        "swaps": _counted(len(swaps.kept), swaps.dropped),
+    }
+
+
+def _counted(kept: int, dropped: tuple[Dropped, ...]) -> dict[str, Any]:
+    return {"kept": kept, "dropped": [asdict(row) for row in dropped]}
+
+
+def keep(  # noqa: PLR0913, PLR0917 - what a version is made of
+    registry: Registry,
+    tenant: str,
+    model: str,
+    fingerprint: str,
+    dataset: Dataset,
+    report: Mapping[str, Any],
+    actor: str,
+) -> Version:
+    """Keep a data set under a name that is its content's."""
+    data = dataset.data
+    header = {
+        "n": max(len(dataset.pairs), len(dataset.swaps)),
+        "answers": dataset.answers,
+        "made": dict(dataset.made),
+    }
+    return registry.edits.register(
+        tenant,
+        f"dataset-{digest_of(data)[:20]}",
+        model,
+        fingerprint,
+        data,
+        header=header,
+        report=report,
+        actor=actor,
+        kind=DATASET,
+    )
+
+
+def find(registry: Registry, tenant: str, name: str) -> Version:
+    """The data set of that id; UnknownName if there is none."""
+    return newest(registry, tenant, DATASET, name)
+
+
+def newest(registry: Registry, tenant: str, kind: str, name: str) -> Version:
+    """The newest version of a name of that kind; UnknownName if there is none."""
+    try:
+        known = registry.edits.get(tenant, name)
+    except UnknownEdit:
+        raise UnknownName(kind, name) from None
+    if known.kind != kind:
+        raise UnknownName(kind, name)
+    return registry.edits.version(tenant, name, known.versions)

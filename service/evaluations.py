@@ -1,0 +1,250 @@
+"""Evaluations as jobs: a model of their own, a thread of their own, results by content.
+
+Serving shares nothing with them but the processor. A job that is lost is taken up again from its
+beginning: everything is drawn by a seed, so it comes to the same.
+"""
+
+import functools
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from editors.delta import Delta
+from editors.moment import Corpus
+from evaluation.edited import merged
+from models.hosted import HostedModel
+from models.loading import load
+from models.progress import Progress
+from service.composing import Compositions
+from service.datasets import Dataset, newest
+from service.evidence import audited, gated
+from service.evidence_errors import EvaluationTooLong
+from service.evidence_kinds import KINDS, Found, Kind, Subject, told, unzipped, zipped
+from service.jobs import JobRunner, Task, Ticket
+from service.orders import EditOrder
+from service.registry import Registry
+from service.registry.errors import UnknownName
+from service.registry.kinds import EVALUATION
+from service.registry.records import Job, Version
+from service.registry.tables import canonical
+from service.schema_evaluations import settings_of
+from service.settings import Model, Settings
+from service.weights import corpus_of, dictionaries_of, weights_of
+
+_SHARES = {
+    "rows": (0.0, 0.05),
+    "loading": (0.0, 0.05),
+    "attribution": (0.05, 0.5),
+    "runs": (0.5, 0.6),
+    "faithfulness": (0.6, 0.95),
+    "tracing": (0.05, 0.5),
+}
+
+
+def identity(payload: Mapping[str, Any], fingerprint: str) -> str:
+    """The evaluation's id: equal for equal weights, edits, rows, params and release."""
+    told = {**payload, "fingerprint": fingerprint, "release": version("tiller")}
+    return f"evaluation-{hashlib.sha256(canonical(told).encode()).hexdigest()[:24]}"
+
+
+def known(registry: Registry, tenant: str, name: str) -> Version | None:
+    """What an equal request found before, if one did."""
+    try:
+        return newest(registry, tenant, EVALUATION, name)
+    except UnknownName:
+        return None
+
+
+def artifacts(registry: Registry, found: Version) -> dict[str, bytes]:
+    """The files of an evaluation by name."""
+    return unzipped(registry.edits.blob(found.digest))
+
+
+def result_of(found: Version) -> dict[str, Any]:
+    """What the job of an evaluation comes to."""
+    return {
+        "evaluation": found.name,
+        "kind": found.header["kind"],
+        "report": found.report,
+        "artifacts": found.header["artifacts"],
+        "location": f"/v1/evaluations/{found.name}",
+    }
+
+
+class Evaluator:
+    """Runs the evaluations of one hosted model, one at a time."""
+
+    def __init__(self, model: Model, settings: Settings, registry: Registry) -> None:
+        self.name, self.model, self.settings, self.registry = (
+            model.name,
+            model,
+            settings,
+            registry,
+        )
+        tasks = {kind: Task(begin=self._begin, end=self._kept, shares=_SHARES) for kind in KINDS}
+        self._runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
+
+    def start(self) -> None:
+        """Begin to take jobs."""
+        self._runner.start()
+
+    def stop(self) -> None:
+        """Give the job under way back."""
+        self._runner.stop()
+
+    def background(
+        self,
+        work: Generator[Any, None, Any],
+        on_item: Callable[[Any], None],
+        on_done: Callable[[Any], None],
+        on_error: Callable[[BaseException], None],
+    ) -> Ticket:
+        """Drain the generator on a thread of its own."""
+        return _Thread(work, on_item, on_done, on_error)
+
+    def _begin(self, job: Job) -> Generator[Progress, None, Found]:
+        kind, payload = KINDS[job.kind], job.payload
+        within = payload["budget"]["max_seconds"]
+        return _bounded(self._work(job, kind, payload), within)
+
+    def _work(
+        self, job: Job, kind: Kind, payload: Mapping[str, Any]
+    ) -> Generator[Progress, None, Found]:
+        yield Progress(stage="loading", done=0, total=1)
+        torch.set_num_threads(self.model.threads)
+        hosted = self._loaded()
+        try:
+            subject = self._subject(kind, payload, hosted)
+            with ExitStack() as changed:
+                if kind.merged:
+                    changed.enter_context(merged(hosted, subject.edits))
+                found = yield from kind.run(subject)
+            return told(job.kind, found, _provenance(payload, hosted, subject))
+        finally:
+            hosted.close()
+
+    def _loaded(self) -> HostedModel:
+        return load(
+            self.name,
+            weights_of(self.model),
+            dtype=self.model.dtype,
+            device=self.model.device,
+            family=self.model.family or None,
+            projection=self.model.projection or None,
+            cache=self.settings.home / "fingerprints",
+        )
+
+    def _subject(self, kind: Kind, payload: Mapping[str, Any], hosted: HostedModel) -> Subject:
+        edits = tuple(EditOrder(**edit) for edit in payload["edits"])
+        composed = Compositions(hosted, self._delta).of(edits)
+        read = functools.partial(self._dataset, payload["budget"]["max_examples"])
+        named = dictionaries_of(self.model) if hosted.family.modality == "language" else []
+        return Subject(
+            hosted=hosted,
+            settings=settings_of(kind.settings, payload["params"]),
+            dataset=read(payload["dataset"]) if payload["dataset"] else None,
+            edits=composed.patch,
+            suites={name: read(digest) for name, digest in payload["suites"].items()},
+            dictionaries={dictionary.id: dictionary for dictionary in named},
+            corpus=self._texts,
+        )
+
+    def _delta(self, digest: str) -> Delta:
+        return Delta.read(self.registry.edits.blob(digest))
+
+    def _dataset(self, most: int | None, digest: str) -> Dataset:
+        return Dataset.read(self.registry.edits.blob(digest)).first(most)
+
+    def _texts(self) -> Sequence[str]:
+        return Corpus.read(corpus_of(self.model)).texts
+
+    def _kept(self, job: Job, found: Found) -> dict[str, Any]:
+        """Keep the files and the verdicts; what the job comes to."""
+        kept = self.registry.edits.register(
+            job.tenant,
+            job.payload["id"],
+            job.model,
+            found.report["provenance"]["fingerprint"],
+            zipped(found.files),
+            header={"kind": job.kind, "artifacts": sorted(found.files)},
+            report=found.report,
+            actor=job.created_by,
+            kind=EVALUATION,
+            job=job.id,
+        )
+        if job.kind == "feature_gate":
+            gated(self.registry, job, found.report)
+        if job.kind == "edit_audit":
+            audited(self.registry, job, found.report)
+        return result_of(kept)
+
+
+def _provenance(
+    payload: Mapping[str, Any], hosted: HostedModel, subject: Subject
+) -> dict[str, Any]:
+    datasets = {payload["dataset"]: subject.dataset} if subject.dataset else {}
+    datasets |= {payload["suites"][name]: dataset for name, dataset in subject.suites.items()}
+    return {
+        "model": hosted.name,
+        "fingerprint": hosted.fingerprint,
+        "dtype": str(hosted.dtype).removeprefix("torch."),
+        "device": str(hosted.device),
+        "edits": [edit["label"] for edit in payload["edits"]],
+        "datasets": {digest[:16]: dict(dataset.made) for digest, dataset in datasets.items()},
+        "params": dict(payload["params"]),
+        "versions": {name: version(name) for name in ("tiller", "torch", "transformers")},
+    }
+
+
+def _bounded(
+    work: Generator[Progress, None, Found], seconds: float | None
+) -> Generator[Progress, None, Found]:
+    """The work, which ends as too long at the first step after so many seconds."""
+    began = time.monotonic()
+    try:
+        while True:
+            try:
+                step = next(work)
+            except StopIteration as over:
+                return over.value
+            if seconds is not None and time.monotonic() - began > seconds:
+                raise EvaluationTooLong(seconds)
+            yield step
+    finally:
+        work.close()
+
+
+class _Thread:
+    """A generator that is drained by itself; cancelled, it ends at its next step."""
+
+    def __init__(
+        self,
+        work: Generator[Any, None, Any],
+        on_item: Callable[[Any], None],
+        on_done: Callable[[Any], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._work, self._item, self._done, self._error = work, on_item, on_done, on_error
+        self._cancelled = threading.Event()
+        threading.Thread(target=self._drain, name="evaluation", daemon=True).start()
+
+    def cancel(self) -> None:
+        """Stop at the next step."""
+        self._cancelled.set()
+
+    def _drain(self) -> None:
+        try:
+            while not self._cancelled.is_set():
+                self._item(next(self._work))
+        except StopIteration as over:
+            self._done(over.value)
+        except BaseException as error:  # noqa: BLE001 - the runner's thread raises it
+            self._error(error)
+        finally:
+            self._work.close()

@@ -1,0 +1,247 @@
+"""The kinds of causal evidence: what each is asked, how it is found, and the files that tell it."""
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+from annotated_types import MaxLen
+
+from evaluation.advice import LayerAdvice, advise
+from evaluation.audit import EditAudit, Suite, audit
+from evaluation.behaviours.pairs import prepare
+from evaluation.behaviours.swaps import prepare_swaps
+from evaluation.circuits import files
+from evaluation.circuits.drawing import draw_circuit, draw_curve
+from evaluation.circuits.selection import Subgraph, select
+from evaluation.circuits.study import Circuit, CircuitReport
+from evaluation.circuits.study import study as find_circuit
+from evaluation.evidence_plots import advice_png, audit_png
+from evaluation.evidence_report import page
+from evaluation.gate_bars import plot as draw_gates
+from evaluation.gates import Gate, gate
+from evaluation.variables.heatmap import plot
+from evaluation.variables.report import VariableReport
+from evaluation.variables.settings import VariableStudy
+from evaluation.variables.stored import stored
+from evaluation.variables.study import study as find_variable
+from evaluation.variables.submission import export
+from evaluation.variables.units import width
+from models.hosted import HostedModel
+from models.patch import Patch
+from models.progress import Progress
+from service.datasets import Dataset
+from steerers.dictionary import Dictionary
+
+_DRAWN = (60, 200, 600)
+"""Items of the circuit that is drawn: the first number that leaves any edge."""
+_JSON_EDGES = 50_000
+"""Graphs with more are told in `importances.pt` only."""
+_STAMP = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureGate(Gate):
+    """Is an SAE feature a handle on a variable?"""
+
+    sae: Annotated[str, MaxLen(200)]
+    """Its id."""
+    off_target: Annotated[tuple[Annotated[str, MaxLen(20_000)], ...], MaxLen(1000)] = ()
+    """Texts about anything else; the model's own corpus when left out."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """What one evaluation looks at; the model is its own.
+
+    Attributes:
+        model: As the service calls it.
+        edits: All of the request's, as one patch.
+        suites: By name, for an audit.
+        corpus: The model's own texts.
+    """
+
+    hosted: HostedModel
+    settings: Any
+    dataset: Dataset | None = None
+    edits: Patch = field(default_factory=Patch)
+    suites: Mapping[str, Dataset] = field(default_factory=dict)
+    dictionaries: Mapping[str, Dictionary] = field(default_factory=dict)
+    corpus: Callable[[], Sequence[str]] = tuple
+
+    @property
+    def rows(self) -> Dataset:
+        """The data set; the route asked for it."""
+        assert self.dataset is not None  # noqa: S101
+        return self.dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The report as JSON has it, and the files beside it."""
+
+    report: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+
+Work = Generator[Progress, None, Found]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind.
+
+    Attributes:
+        settings: Its `params`, a frozen dataclass.
+        rows: Which rows of the data set it reads; empty if it reads suites.
+        run: What finds it.
+        merged: Whether the model carries the edits; an audit compares with and without.
+    """
+
+    settings: type
+    rows: str
+    run: Callable[[Subject], Work]
+    merged: bool = True
+
+
+def _circuit(subject: Subject) -> Work:
+    told = prepare(subject.rows.pairs, subject.hosted, subject.rows.answers)
+    found: CircuitReport = yield from find_circuit(subject.hosted, told, subject.settings)
+    with TemporaryDirectory(prefix="tiller-circuit-") as name:
+        folder = Path(name)
+        shown = f"{subject.hosted.name}, {found.settings.method}"
+        if (best := _strongest(found)) is not None:
+            draw_circuit(found.graph, found.scores, best, folder / "circuit.png", shown)
+        draw_curve(found.found, folder / "curve.png", shown)
+        files.write_pt(folder / "importances.pt", found.graph, found.scores)
+        if found.graph.edges <= _JSON_EDGES:
+            files.write_json(folder / "importances.json", found.graph, found.scores)
+        made = _read(folder)
+    return Found(
+        report=found.as_dict(), files={**made, "importances.safetensors": found.importances()}
+    )
+
+
+def _strongest(found: CircuitReport) -> Subgraph | None:
+    """A circuit to draw: of few items, more where nothing of these hangs together."""
+    level, way = found.settings.level, found.settings.way
+    for count in _DRAWN:
+        best = select(found.graph, found.scores, count, level=level, absolute=True, way=way)
+        if bool(best.edges.any()):
+            return best
+    return None
+
+
+def _variable(subject: Subject) -> Work:
+    hosted = subject.hosted
+    told = prepare_swaps(subject.rows.swaps, hosted)
+    found: VariableReport = yield from find_variable(
+        hosted, told, subject.settings, dictionaries=subject.dictionaries
+    )
+    header = {"model": hosted.name, "fingerprint": hosted.fingerprint}
+    header["variable"] = found.settings.variable
+    with TemporaryDirectory(prefix="tiller-variable-") as name:
+        folder = Path(name)
+        plot(found, folder / "heatmap.png")
+        made = _read(folder)
+    made["featurizers.safetensors"] = stored(found.featurizers, header)
+    if _exportable(found):
+        widths = {unit: width(hosted, unit) for handle, _ in found.featurizers for unit in handle}
+        with TemporaryDirectory(prefix="tiller-featurizers-") as name:
+            export(found.featurizers, Path(name), widths)
+            made["featurizers.zip"] = zipped(_read(Path(name)))
+    report = {**found.as_dict(), "model_class": type(hosted.modules["lm"]).__name__}
+    return Found(report=report, files=made)
+
+
+def _exportable(found: VariableReport) -> bool:
+    """SAEs cannot be submitted, nor can a mask that chose nothing."""
+    kinds = {featurizer.kind for _, some in found.featurizers for featurizer in some}
+    empty = any(featurizer.empty for _, some in found.featurizers for featurizer in some)
+    return not empty and not any("sae" in kind for kind in kinds)
+
+
+def _gates(subject: Subject) -> Work:
+    asked: FeatureGate = subject.settings
+    told = prepare_swaps(subject.rows.swaps, subject.hosted)
+    off_target = asked.off_target or tuple(subject.corpus())[:20]
+    found = yield from gate(
+        subject.hosted, subject.dictionaries[asked.sae], told, off_target, asked
+    )
+    with TemporaryDirectory(prefix="tiller-gates-") as name:
+        draw_gates(found, Path(name) / "gates.png")
+        return Found(report=found.as_dict(), files=_read(Path(name)))
+
+
+def _advice(subject: Subject) -> Work:
+    asked = replace(subject.settings, answers=subject.rows.answers)
+    found = yield from advise(subject.hosted, subject.rows.pairs, asked)
+    return Found(report=found.as_dict(), files={"layers.png": advice_png(found)})
+
+
+def _audit(subject: Subject) -> Work:
+    suites = [
+        Suite(name=name, pairs=dataset.pairs) for name, dataset in sorted(subject.suites.items())
+    ]
+    answers = {dataset.answers for dataset in subject.suites.values()}
+    whole = "first" if "first" in answers else "whole"
+    asked = replace(subject.settings, answers=whole)
+    found = yield from audit(subject.hosted, subject.edits, suites, asked)
+    return Found(report=found.as_dict(), files={"audit.png": audit_png(found)})
+
+
+KINDS: Mapping[str, Kind] = {
+    "circuit": Kind(settings=Circuit, rows="pairs", run=_circuit),
+    "causal_variable": Kind(settings=VariableStudy, rows="swaps", run=_variable),
+    "feature_gate": Kind(settings=FeatureGate, rows="swaps", run=_gates),
+    "layer_advice": Kind(settings=LayerAdvice, rows="pairs", run=_advice),
+    "edit_audit": Kind(settings=EditAudit, rows="", run=_audit, merged=False),
+}
+
+
+def told(kind: str, found: Found, provenance: Mapping[str, Any]) -> Found:
+    """The same with `report.json` and `report.md`, numbers that are none told as null."""
+    report = plain({"kind": kind, "provenance": dict(provenance), **found.report})
+    text = json.dumps(report, indent=1, sort_keys=True)
+    pages = {"report.json": text.encode(), "report.md": page(kind, report, provenance).encode()}
+    return Found(report=report, files={**found.files, **pages})
+
+
+def plain(value: Any) -> Any:
+    """As JSON can say it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(one) for one in value]
+    return value
+
+
+def zipped(named: Mapping[str, bytes], folder: str = "") -> bytes:
+    """The files as one archive; the same bytes for the same files."""
+    held = BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(named.items()):
+            told = zipfile.ZipInfo(f"{folder}{name}", _STAMP)
+            archive.writestr(told, data, zipfile.ZIP_DEFLATED)
+    return held.getvalue()
+
+
+def unzipped(data: bytes) -> dict[str, bytes]:
+    """The files of an archive of ours."""
+    with zipfile.ZipFile(BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }

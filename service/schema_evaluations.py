@@ -1,0 +1,174 @@
+"""What requests about data sets and evaluations look like."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError, model_validator
+
+from service.errors import BadRequest, UnknownKey
+from service.schema import Body
+
+Generator = Literal["ioi", "mcqa", "arithmetic-addition", "arithmetic-subtraction", "ravel"]
+KindName = Literal["circuit", "causal_variable", "feature_gate", "layer_advice", "edit_audit"]
+_Prompt = Annotated[str, Field(min_length=1, max_length=20_000)]
+_Answer = Annotated[str, Field(max_length=1_000)]
+_Places = Annotated[list[_Prompt], Field(min_length=2, max_length=2)]
+_Key = Annotated[str, Field(min_length=1, max_length=200)]
+_MOST_ROWS = 20_000
+
+
+class PairRow(Body):
+    """Two prompts of equal length in tokens, and two answers between which they decide."""
+
+    clean: _Prompt
+    corrupted: _Prompt
+    correct: Annotated[str, Field(min_length=1, max_length=1_000)]
+    incorrect: Annotated[str, Field(min_length=1, max_length=1_000)]
+
+
+class SwapRow(Body):
+    """A base, a counterfactual, and by variable what the base says with the other's value."""
+
+    base: _Prompt
+    counterfactual: _Prompt
+    base_answer: Annotated[str, Field(min_length=1, max_length=1_000)]
+    counterfactual_answer: _Answer = ""
+    expected: Annotated[dict[_Key, _Answer], Field(min_length=1, max_length=20)]
+    positions: Annotated[dict[_Key, _Places], Field(max_length=20)] = Field(default_factory=dict)
+    """By name a part of either prompt, whose last token is meant; `last_token` is always there."""
+    of_set: Annotated[str, Field(max_length=200)] = ""
+    """The set of counterfactuals that it belongs to."""
+
+
+class DatasetBody(Body):
+    """`POST /v1/datasets`: rows, or a generator that draws them."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    pairs: Annotated[list[PairRow], Field(max_length=_MOST_ROWS)] = Field(default_factory=list)
+    """For `circuit`, `layer_advice` and `edit_audit`."""
+    swaps: Annotated[list[SwapRow], Field(max_length=_MOST_ROWS)] = Field(default_factory=list)
+    """For `causal_variable` and `feature_gate`."""
+    generator: Generator | None = None
+    vocabulary: Literal["miniature", "english"] = "english"
+    n: Annotated[int, Field(ge=1, le=_MOST_ROWS)] = 100
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    pair_set: Annotated[str, Field(max_length=200)] | None = None
+    """Counterfactuals of the pairs; the task's own when left out."""
+    sets: Annotated[list[_Key], Field(max_length=20)] = Field(default_factory=list)
+    """Counterfactuals of the interchanges; all of the task when left out."""
+    variable: _Key | None = None
+    """`ravel`: rows that ask for it, and per other attribute half as many."""
+    answers: Literal["whole", "first"] = "whole"
+    """`first`: answers of several tokens are known by their first, in pairs."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DatasetBody":
+        if bool(self.pairs or self.swaps) == (self.generator is not None):
+            raise ValueError("send rows (pairs, swaps), or name a generator")
+        return self
+
+
+class Budget(Body):
+    """When an evaluation ends at the latest."""
+
+    max_examples: Annotated[int, Field(ge=1, le=_MOST_ROWS)] | None = None
+    """Rows of each data set, the first ones."""
+    max_seconds: Annotated[float, Field(gt=0, le=7 * 24 * 3600)] | None = None
+    """The job fails after so long."""
+
+
+class EvaluationBody(Body):
+    """`POST /v1/evaluations`."""
+
+    kind: KindName
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    edits: Annotated[list[_Key], Field(max_length=64)] = Field(default_factory=list)
+    """Under which the model is looked at; for `edit_audit`, what is audited."""
+    dataset: _Key | None = None
+    """An id of `POST /v1/datasets`; `edit_audit` has suites instead."""
+    suites: Annotated[dict[_Key, _Key], Field(max_length=32)] = Field(default_factory=dict)
+    """`edit_audit`: data sets by name."""
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    """As the kind says: docs/causal-evidence.md lists them."""
+    budget: Budget = Budget()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Instead of `params.seed`."""
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> "EvaluationBody":
+        audits = self.kind == "edit_audit"
+        if audits != (self.dataset is None) or audits != bool(self.suites):
+            raise ValueError("edit_audit reads suites; every other kind reads one dataset")
+        if audits and not self.edits:
+            raise ValueError("edit_audit needs edits")
+        return self
+
+
+class ExportBody(Body):
+    """`POST /v1/evaluations/{id}/export`: MIB's names of the cell."""
+
+    format: Literal["mib-circuit", "mib-causal-variable"]
+    task: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    """`ioi`, `arithmetic-addition`, ...; for variables `4_answer_MCQA`, `ravel_task`, ..."""
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
+    """Circuits: `gpt2`, `qwen2.5`, `gemma2`, `llama3`; variables name the class by themselves."""
+
+
+def settings_of(kind: type, params: Mapping[str, Any], seed: int | None = None) -> Any:
+    """The settings of a kind from its `params`: nothing is guessed, nothing is ignored.
+
+    Raises:
+        UnknownKey: A key that there is not, at any depth.
+        BadRequest: A value out of its bounds.
+    """
+    told = dict(params) if seed is None else {**params, "seed": seed}
+    for key in _unknown(kind, told, "params"):
+        raise UnknownKey(key)
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(told), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        path = ".".join(("params", *map(str, first["loc"])))
+        raise BadRequest(
+            f"{path}: {first['msg']}.",
+            remedy="docs/causal-evidence.md tells the params of each kind.",
+            param=path,
+        ) from None
+
+
+def told_settings(settings: Any) -> dict[str, Any]:
+    """Settings as a job stores them."""
+    told: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return {k: v for k, v in told.items() if k != "kind" or _sorts(type(settings))}
+
+
+def _unknown(kind: type, told: Any, path: str) -> Iterator[str]:
+    """Paths of keys that the dataclass does not have."""
+    if not isinstance(told, Mapping):
+        return
+    hints = get_type_hints(kind, include_extras=True)
+    known = {f.name for f in fields(kind) if f.init and f.name != "kind"} | _sorts(kind)
+    for key, value in told.items():
+        if key not in known:
+            yield f"{path}.{key}"
+            continue
+        for inner in _dataclasses(hints[key]):
+            some = value if isinstance(value, list) else [value]
+            for i, one in enumerate(some):
+                place = f"{path}.{key}" + (f".{i}" if isinstance(value, list) else "")
+                yield from _unknown(inner, one, place)
+
+
+def _sorts(kind: type) -> set[str]:
+    """`kind` is a setting where it is not merely the name of the settings."""
+    hint = get_type_hints(kind).get("kind")
+    return {"kind"} if hint is not None and len(get_args(hint)) > 1 else set()
+
+
+def _dataclasses(hint: Any) -> Iterator[type]:
+    if is_dataclass(hint) and isinstance(hint, type):
+        yield hint
+    for part in get_args(hint):
+        yield from _dataclasses(part)

@@ -1,0 +1,283 @@
+"""Causal evidence over REST, on the miniature's language model and its SAEs."""
+
+import io
+import json
+import time
+import zipfile
+
+import httpx2
+import pytest
+import torch
+
+from editors.delta import Delta, Factors
+from evaluation.circuits.study import read_importances
+from service.client import Tiller, TillerError
+from service.settings import Model, Server, Settings
+
+MODEL = "miniature-lm"
+SITE = "lm.layers.3.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory, serving):
+    """(url, workbench): the miniature under both policies."""
+    asks = {"feature_gate": True, "edit_audit": True}
+    model = Model(name=MODEL, path="miniature:language", slots=4, evidence=asks)
+    home = tmp_path_factory.mktemp("evidence")
+    settings = Settings(home=home, server=Server(port=0, drain_seconds=20.0), models=(model,))
+    with serving(settings) as running:
+        yield running
+
+
+@pytest.fixture
+def tiller(evidence):
+    with Tiller(evidence[0]) as client:
+        yield client
+
+
+@pytest.fixture
+def http(evidence):
+    with httpx2.Client(base_url=evidence[0], timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def names(evidence):
+    """A data set of indirect objects."""
+    with Tiller(evidence[0]) as tiller:
+        return tiller.datasets.make(
+            model=MODEL, generator="ioi", vocabulary="miniature", n=12, seed=3
+        )
+
+
+def found(tiller, kind, **asked):
+    job = tiller.jobs.wait(tiller.evaluations.start(kind, model=MODEL, **asked)["id"])
+    return job["result"]
+
+
+def code(call):
+    with pytest.raises(TillerError) as refused:
+        call()
+    assert refused.value.remedy
+    return refused.value.code
+
+
+def test_a_data_set_says_how_many_rows_the_model_can_use(tiller, names):
+    assert names["n"] == 12 and names["id"].startswith("dataset-")
+    assert (names["pairs"]["kept"], names["swaps"]["kept"]) == (12, 12)
+    assert names["made"]["generator"] == "ioi" and names["made"]["seed"] == 3
+    assert tiller.datasets.show(names["id"])["digest"] == names["digest"]
+    assert names["id"] in [one["id"] for one in tiller.datasets.list()]
+    assert len(tiller.datasets.rows(names["id"])["pairs"]) == 12
+    again = tiller.datasets.make(model=MODEL, generator="ioi", vocabulary="miniature", n=12, seed=3)
+    assert again["id"] == names["id"]
+
+
+def test_rows_that_are_sent_fall_out_one_by_one(tiller):
+    pair = {"clean": "a", "corrupted": "b", "correct": " A", "incorrect": " B"}
+    swap = {
+        "base": "The president of Arda is",
+        "counterfactual": "The president of Korda is",
+        "base_answer": " Tolin",
+        "counterfactual_answer": " Miko",
+        "expected": {"president": " Miko"},
+        "positions": {"entity": ["Arda", "Korda"]},
+    }
+    lost = {**swap, "positions": {"entity": ["Arda", "Vellum"]}}
+    made = tiller.datasets.make(
+        model=MODEL, pairs=[pair, {**pair, "corrupted": "b c"}], swaps=[swap, lost]
+    )
+    assert [d["row"] for d in made["pairs"]["dropped"]] == [1]
+    assert made["swaps"]["dropped"] == [{"row": 1, "reason": "no token stands at entity"}]
+    rows = tiller.datasets.rows(made["id"])
+    assert rows["swaps"][0]["positions"]["entity"] == [20, 21]
+
+
+def test_a_circuit_is_found_with_its_files_and_an_equal_request_is_answered_at_once(tiller, names):
+    asked = {"dataset": names["id"], "params": {"steps": 2, "held_out": 0.5}}
+    begun = tiller.evaluations.start("circuit", model=MODEL, **asked)
+    assert begun["kind"] == "circuit"
+    job = tiller.jobs.wait(begun["id"])
+    result = job["result"]
+    report = result["report"]
+    assert report["m_full"] > 5 and report["cmd"] < report["floor"]["cmd"]
+    assert {"cpr", "cmd_log", "top_nodes", "curve", "cost"} <= report.keys()
+    assert report["provenance"]["params"]["steps"] == 2
+    wanted = {"report.json", "report.md", "curve.png", "circuit.png", "importances.pt"}
+    assert wanted | {"importances.json", "importances.safetensors"} == set(result["artifacts"])
+    name = result["evaluation"]
+    assert tiller.evaluations.artifact(name, "curve.png")[:4] == b"\x89PNG"
+    graph, scores, _ = read_importances(
+        tiller.evaluations.artifact(name, "importances.safetensors")
+    )
+    assert scores.edges.shape == (graph.sources, graph.destinations)
+    told = json.loads(tiller.evaluations.artifact(name, "report.json"))
+    assert told["cmd"] == report["cmd"]
+    page = tiller.evaluations.artifact(name, "report.md").decode()
+    assert "CMD" in page and "CPR" in page and "5 %" in page and "20 %" in page
+    again = tiller.evaluations.start("circuit", model=MODEL, **asked)
+    assert again["cache_hit"] and again["evaluation"] == name
+    other = tiller.evaluations.start(
+        "circuit", model=MODEL, dataset=names["id"], params={"steps": 3, "method": "random"}
+    )
+    assert "cache_hit" not in other
+    tiller.jobs.wait(other["id"])
+    data = tiller.evaluations.export(name, "mib-circuit", "arithmetic_addition", "llama3")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.namelist() == ["arithmetic-addition_llama3/importances.pt"]
+    assert code(lambda: tiller.evaluations.artifact(name, "none.png")) == "no_such_artifact"
+    assert code(lambda: tiller.evaluations.export(name, "mib-causal-variable", "ioi_task")) == (
+        "no_such_artifact"
+    )
+
+
+def test_a_variable_is_found_with_its_heat_map_and_submission(tiller, names):
+    params = {
+        "variable": "output_token",
+        "units": [{"layer": 4, "position": "last_token"}],
+        "featurizer": {"kind": "das", "n": 8},
+        "recipe": {"epochs": 1},
+    }
+    result = found(tiller, "causal_variable", dataset=names["id"], params=params)
+    report = result["report"]
+    assert report["kept"] + len(report["dropped"]) == 12
+    assert "4" in report["iia"] and "no_op" in report["control"]
+    assert {"heatmap.png", "featurizers.safetensors", "featurizers.zip"} <= set(result["artifacts"])
+    data = tiller.evaluations.export(result["evaluation"], "mib-causal-variable", "ioi_task")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        (folder,) = {name.split("/")[0] for name in archive.namelist()}
+    assert folder == "ioi_task_LlamaForCausalLM_output_token"
+
+
+def test_advice_names_layers(tiller, names):
+    params = {"operation": "sae", "steps": 1}
+    result = found(
+        tiller, "layer_advice", dataset=names["id"], params=params, budget={"max_examples": 4}
+    )
+    first, last = result["report"]["recommended"]
+    assert 0 <= first <= last < 5 and result["report"]["pairs"] == 4
+    assert "layers.png" in result["artifacts"]
+
+
+def sae_of(tiller):
+    return next(one for one in tiller.saes.list() if one["site"] == "lm.block.3")["id"]
+
+
+def test_a_feature_steers_only_after_its_gate_was_passed(tiller, http, names):
+    sae = sae_of(tiller)
+    steering = {"features": [{"sae": sae, "feature": 7, "strength": 2.0}]}
+    ask = {"model": MODEL, "prompt": "One day", "max_tokens": 2, "steering": steering}
+    refused = http.post("/v1/completions", json=ask)
+    assert refused.status_code == 422, refused.text
+    told = refused.json()["error"]
+    assert told["code"] == "feature_not_verified" and told["param"] == "steering"
+    assert "feature_gate" in told["message"] and sae in told["message"]
+    params = {"sae": sae, "features": [7], "variable": "output_token", "off_target": ["One day."]}
+    result = found(tiller, "feature_gate", dataset=names["id"], params=params)
+    (gate,) = result["report"]["gates"]
+    # Twelve rows say nothing: that is no pass.
+    assert gate["verdict"] == "inconclusive" and "gates.png" in result["artifacts"]
+    assert http.post("/v1/completions", json=ask).json()["error"]["code"] == "feature_not_verified"
+    lenient = {**params, "least": 1, "tau": 0.0, "margin": 0.0, "kappa": 1000.0}
+    result = found(tiller, "feature_gate", dataset=names["id"], params=lenient)
+    (gate,) = result["report"]["gates"]
+    assert gate["verdict"] == ("pass" if not gate["reasons"] else gate["verdict"])
+    answer = http.post("/v1/completions", json=ask)
+    assert answer.status_code == (200 if gate["verdict"] == "pass" else 422), gate
+    plain = {k: v for k, v in ask.items() if k != "steering"}
+    assert http.post("/v1/completions", json=plain).status_code == 200
+
+
+def test_an_edit_goes_live_only_after_its_audit_was_passed(evidence, tiller, names):
+    _, bench = evidence
+    card = tiller.models.show(MODEL)
+
+    def version(name, size):
+        draw = torch.Generator().manual_seed(2)
+        left = size * torch.randn(192, 1, generator=draw)
+        right = torch.randn(1, 512, generator=draw)
+        none = torch.zeros(0, 1)
+        factors = Factors(
+            left, right, none.expand(0, 512), none.expand(0, 512), none.expand(0, 192)
+        )
+        base = {"model": MODEL, "fingerprint": card["fingerprint"]}
+        delta = Delta({"base": base, "method": "lora"}, {SITE: factors})
+        return bench.registry.edits.register(
+            "default", name, MODEL, card["fingerprint"], delta.data, delta.header, actor="test"
+        )
+
+    version("small", 1e-6)
+    version("large", 4.0)
+    for name in ("small", "large"):
+        assert code(lambda name=name: tiller.edits.promote(name, 1)) == "edit_not_audited"
+    params = {"steps": 1, "least": 4}
+    asked = {"suites": {"names": names["id"]}, "params": params}
+    kept = found(tiller, "edit_audit", edits=["small"], **asked)
+    assert kept["report"]["verdict"] == "pass" and "audit.png" in kept["artifacts"]
+    assert tiller.edits.promote("small", 1)["version"] == 1
+    lost = found(tiller, "edit_audit", edits=["large"], **asked)
+    assert lost["report"]["verdict"] == "fail"
+    assert code(lambda: tiller.edits.promote("large", 1)) == "edit_not_audited"
+    under = found(
+        tiller, "circuit", dataset=names["id"], edits=["large"], params={"method": "random"}
+    )
+    assert under["report"]["provenance"]["edits"] == ["large@1"]
+
+
+def test_policies_are_told(tiller):
+    assert tiller.evaluations.policies() == [
+        {
+            "object": "policy",
+            "model": MODEL,
+            "feature_gate": "required",
+            "edit_audit": "required",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "param"),
+    [
+        ("circuit", {"params": {"stepz": 3}}, "params.stepz"),
+        ("circuit", {"params": {"steps": 0}}, "params.steps"),
+        ("circuit", {"params": {"steps": "5"}}, "params.steps"),
+        ("causal_variable", {"params": {"variable": "x", "recipe": {"epoch": 1}}}, "recipe.epoch"),
+        ("causal_variable", {"params": {}}, "params.variable"),
+        ("circuit", {"dataset": "dataset-none"}, "name"),
+        ("edit_audit", {}, None),
+    ],
+)
+def test_what_a_kind_does_not_know_is_refused_by_its_path(http, names, kind, asked, param):
+    body = {"kind": kind, "model": MODEL, "dataset": names["id"], **asked}
+    answer = http.post("/v1/evaluations", json=body)
+    assert answer.status_code in (404, 422), answer.text
+    told = answer.json()
+    assert param is None or str(told["param"]).endswith(param), told
+
+
+def test_a_data_set_without_the_rows_of_a_kind_is_refused(tiller):
+    pair = {"clean": "a", "corrupted": "b", "correct": " A", "incorrect": " B"}
+    made = tiller.datasets.make(model=MODEL, pairs=[pair])
+    params = {"variable": "x"}
+    ask = lambda: tiller.evaluations.start(  # noqa: E731
+        "causal_variable", model=MODEL, dataset=made["id"], params=params
+    )
+    assert code(ask) == "wrong_rows"
+
+
+def test_an_evaluation_is_cancelled_and_ends_within_its_budget(tiller, names):
+    slow = {"params": {"method": "exact", "seed": 5}, "dataset": names["id"]}
+    begun = tiller.evaluations.start("circuit", model=MODEL, **slow)
+    while tiller.jobs.show(begun["id"])["stage"] in ("queued", "begun", "starting", "loading"):
+        time.sleep(0.05)
+    tiller.jobs.cancel(begun["id"])
+    for _ in range(200):
+        state = tiller.jobs.show(begun["id"])["state"]
+        if state == "cancelled":
+            break
+        time.sleep(0.1)
+    assert state == "cancelled"
+    begun = tiller.evaluations.start("circuit", model=MODEL, budget={"max_seconds": 0.5}, **slow)
+    with pytest.raises(TillerError) as refused:
+        tiller.jobs.wait(begun["id"])
+    assert refused.value.code == "evaluation_too_long"
