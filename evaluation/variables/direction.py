@@ -84,7 +84,7 @@ def _vectors(
     more: dict[str, object],
 ) -> Vectors:
     header = {
-        "base": hosted.fingerprint,
+        "base": {"model": hosted.name, "fingerprint": hosted.fingerprint},
         "method": "causal_variable",
         "variable": variable,
         "unit": unit.name,

@@ -199,7 +199,7 @@ def test_a_learned_place_steers_towards_a_value(miniature_lm, letters, found):
     (unit,), (featurizer,) = found.featurizers[1]
     asked = [s for s in letters.kept if s.base_answer_text != " C"][:20]
     vectors = toward(miniature_lm, letters.kept, "answer", " C", unit=unit, featurizer=featurizer)
-    assert vectors.header["base"] == miniature_lm.fingerprint
+    assert vectors.header["base"]["fingerprint"] == miniature_lm.fingerprint
     vector = vectors.vectors["lm.block.5"]
     # It lies in the eight directions that were learned.
     w = featurizer.features.rotation

@@ -36,7 +36,8 @@ def plainly(hosted, swap, handle, featurizers):
 @pytest.mark.parametrize("featurizer", ["full", "subspace"])
 @pytest.mark.parametrize("position", ["mid", "last_token"])
 def test_a_stream_swap_is_the_library_s_forward_with_a_hook(decoder, position, featurizer):
-    swaps = drawn(decoder)
+    # Longer than the window of layers that look back only so far.
+    swaps = drawn(decoder, ((7, 9), (13, 7), (12, 12)))
     for layer in range(len(decoder.family.decoder(decoder).layers)):
         unit = Unit(layer=layer, position=position)
         made = FULL if featurizer == "full" else turned(width(decoder, unit), 5)
