@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import CLIPModel
 
 import miniature
@@ -21,6 +20,7 @@ from miniature.training.autoencoder import make_vae
 from miniature.training.contrastive import clip_config
 from miniature.training.denoiser import make_unet
 from miniature.training.pipeline import save_pipeline
+from miniature.training.quality import stock
 from miniature.training.tokenizer import make_tokenizer
 from miniature.world import make_world
 from models.family import TextToImage
@@ -42,8 +42,9 @@ class Bench:
 
     @property
     def kind(self) -> str:
-        """Of its numbers."""
-        return str(self.hosted.dtype).removeprefix("torch.")
+        """Of its numbers; the denoiser's own behind those of all other parts."""
+        dtypes = dict.fromkeys((self.hosted.dtype, self.family.denoiser_dtype(self.hosted)))
+        return " with a denoiser in ".join(str(d).removeprefix("torch.") for d in dtypes)
 
     @property
     def family(self) -> TextToImage:
@@ -52,9 +53,9 @@ class Bench:
         return self.hosted.family
 
 
-def benched(folder: Path, device: str, dtype: str) -> Bench:
+def benched(folder: Path, device: str, dtype: str, denoiser_dtype: str | None = None) -> Bench:
     """The model of the folder. With one thread on a CPU, seconds are the process's own."""
-    hosted = load("bench", folder, device=device, dtype=dtype)
+    hosted = load("bench", folder, device=device, dtype=dtype, denoiser_dtype=denoiser_dtype)
     return Bench(hosted, folder, time.process_time if device == "cpu" else time.perf_counter)
 
 
@@ -118,12 +119,9 @@ def until_over(
 
 
 def stock_of(bench: Bench) -> Any:
-    """The library's pipeline of the same folder, quiet."""
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(
-        bench.folder, dtype=bench.hosted.dtype, safety_checker=None
-    )
-    pipeline.to(bench.hosted.device).set_progress_bar_config(disable=True)
-    return pipeline
+    """The library's pipeline of the same folder and the same dtypes, quiet."""
+    hosted = bench.hosted
+    return stock(bench.folder, hosted.dtype, bench.family.denoiser_dtype(hosted)).to(hosted.device)
 
 
 def drawn_by(pipeline: Any, rows: Sequence[ImageRequest]) -> None:

@@ -448,6 +448,7 @@ class DiffusionEngine:
             slots=self.slots,
             slot=row.slot,
             batch=row.batch,
+            denoiser_dtype=str(self.family.denoiser_dtype(self.hosted)).removeprefix("torch."),
             tokens_changed=row.prompt.tokens_changed,
             negative_tokens_changed=0 if row.negative is None else row.negative.tokens_changed,
             cached=row.prompt.cached,

@@ -76,8 +76,9 @@ class Finished:
 
     Attributes:
         image: uint8 (height, width, 3).
-        mode, slots, slot, batch: With these the picture can be redone to the bit: the engine's
-            mode and slots, the row's slot, and the widest denoiser batch that it was part of.
+        mode, slots, slot, batch, denoiser_dtype: With these the picture can be redone to the bit:
+            the engine's mode and slots, the row's slot, the widest denoiser batch that it was part
+            of, and what the denoiser computed in.
         tokens_changed: By the patch while the prompt was read, counted, over all its places.
         negative_tokens_changed: The same for the negative prompt.
         cached: The prompt's embedding was known already.
@@ -90,6 +91,7 @@ class Finished:
     slots: int
     slot: int
     batch: int
+    denoiser_dtype: str
     tokens_changed: int
     negative_tokens_changed: int
     cached: bool

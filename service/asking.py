@@ -63,7 +63,7 @@ def drawn_with(tiller: Tiller, model: str, steps: int | None) -> dict[str, Any]:
     `fingerprint` covers the text encoders, `pipeline` the denoiser and the decoder as well.
     """
     card = tiller.models.show(model)
-    told = ("fingerprint", "pipeline", "dtype", "mode", "guidance_scale")
+    told = ("fingerprint", "pipeline", "dtype", "denoiser_dtype", "mode", "guidance_scale")
     return {"model": model, **{key: card[key] for key in told}, "steps": steps or card["steps"]}
 
 

@@ -81,6 +81,7 @@ class ImageHost(WritesNothing):
             model.name,
             weights_of(model),
             dtype=model.dtype,
+            denoiser_dtype=model.denoiser_dtype or None,
             device=model.device,
             family=model.family or None,
             projection=model.projection or None,
@@ -237,6 +238,7 @@ class ImageHost(WritesNothing):
             mode=self.model.mode,
             slots=self.model.slots,
             dtype=self.model.dtype,
+            denoiser_dtype=_named(self.family.denoiser_dtype(self.hosted)),
             device=str(self.hosted.device),
             **stood,
         ).chunks()
@@ -355,6 +357,10 @@ class ImageHost(WritesNothing):
         self.engine.stop()
 
 
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _composed(composition: joint.Composition) -> Composed:
     return Composed(
         patch=composition.patch.digest,
@@ -396,6 +402,7 @@ def _drawn(index: int, finished: Finished, order: ImageOrder, text: Mapping[str,
         "slots": finished.slots,
         "slot": finished.slot,
         "batch": finished.batch,
+        "denoiser_dtype": finished.denoiser_dtype,
         "rows_changed": int(finished.tokens_changed > 0),
         "tokens_changed": finished.tokens_changed,
         "prompt_cached": finished.cached,
@@ -424,7 +431,8 @@ def describe(hosted: HostedModel, started: int) -> dict[str, Any]:
         "title": family.title,
         "modality": family.modality,
         "fingerprint": hosted.fingerprint,
-        "dtype": str(hosted.dtype).removeprefix("torch."),
+        "dtype": _named(hosted.dtype),
+        "denoiser_dtype": _named(family.denoiser_dtype(hosted)),
         "device": str(hosted.device),
         "samplers": list(family.samplers),
         "methods": {k: {"applies": v is None, "reason": v} for k, v in family.applies.items()},

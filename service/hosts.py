@@ -17,6 +17,7 @@ AnyHost = ImageHost | LanguageHost
 AnyOrder = ImageOrder | LensOrder | TextOrder
 _LANGUAGE_ONLY = ("saes", "capacity", "prefill_tokens", "prefix_bytes")
 _PICTURES_ONLY = (
+    "denoiser_dtype",
     "steps",
     "guidance_scale",
     "pixels",

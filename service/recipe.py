@@ -7,7 +7,7 @@ nothing. Nothing else is: no key, no tenant, no request id, no address, no path.
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +20,7 @@ BOUND = 64 * 2**10
 """Bytes of all chunks together; a longer recipe is left out, and the picture says so."""
 
 _WEIGHTS = ("fingerprint", "pipeline")
-_CIRCUMSTANCES = ("mode", "slots", "dtype", "device", "version")
+_CIRCUMSTANCES = ("mode", "slots", "dtype", "denoiser_dtype", "device", "version")
 _NEEDED = ("prompt", "seed", "steps", "guidance_scale", "size", "model")
 
 
@@ -40,6 +40,7 @@ class Recipe:
         slot, batch: Where the row stood, and the widest denoiser call; in fast mode only, where
             they move bits: in exact mode the same request gives the same file.
         done: Steps taken so far; None when the picture is finished.
+        denoiser_dtype: What the denoiser computed in; pictures that do not say it: in `dtype`.
         version: Of Tiller.
     """
 
@@ -63,6 +64,7 @@ class Recipe:
     batch: int | None = None
     done: int | None = None
     dtype: str = ""
+    denoiser_dtype: str = ""
     device: str = ""
     version: str = version("tiller")
 
@@ -153,7 +155,8 @@ class Recipe:
         return tuple(found)
 
     def _against(self, here: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
-        then = {key: getattr(self, key) for key in keys}
+        whole = replace(self, denoiser_dtype=self.denoiser_dtype or self.dtype)
+        then = {key: getattr(whole, key) for key in keys}
         return [
             f"Its {key} was {_short(was)}, here it is {_short(here.get(key))}."
             for key, was in then.items()

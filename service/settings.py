@@ -87,6 +87,8 @@ class Model(Section):
     path: str
     """A folder written by `save_pretrained`, a hub id, or `miniature:<text-to-image|language>`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    denoiser_dtype: Literal["", "auto", "float32", "bfloat16"] = ""
+    """Stable Diffusion; empty: as `dtype`; `auto`: bfloat16 where the CPU multiplies it."""
     device: str = "cpu"
     slots: Annotated[int, Ge(1), Le(256)] = 8
     """Rows that share one call of the denoiser, or of the decoder."""
@@ -303,6 +305,7 @@ EMBEDDED: tuple[Mapping[str, Any], ...] = (
     {
         "name": "miniature-sd",
         "path": "miniature:text-to-image",
+        "denoiser_dtype": "auto",
         "slots": 9,  # the layers of its text encoder: a look through all of them is one batch
     },
     {"name": "miniature-lm", "path": "miniature:language", "slots": 16},

@@ -90,7 +90,7 @@ def test_a_folder_of_another_denoiser_is_not_continued(tiller, bench, tmp_path, 
 
     header = begun()
     card = tiller.models.show("tiny")
-    for key in ("fingerprint", "pipeline", "dtype", "mode", "steps", "guidance_scale"):
+    for key in ("fingerprint", "pipeline", "dtype", "denoiser_dtype", "mode", "steps"):
         assert header[key] == card[key]
     assert begun(card["steps"]) == header  # the same steps, told or not
     with pytest.raises(ProtocolDiffers, match="another steps"):

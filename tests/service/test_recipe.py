@@ -25,6 +25,7 @@ RECIPE = Recipe(
     mode="exact",
     slots=4,
     dtype="float32",
+    denoiser_dtype="bfloat16",
     device="cpu",
 )
 CARD = {
@@ -33,6 +34,7 @@ CARD = {
     "mode": "exact",
     "slots": 4,
     "dtype": "float32",
+    "denoiser_dtype": "bfloat16",
     "device": "cpu",
     "tiller": {"version": RECIPE.version},
 }
@@ -117,11 +119,18 @@ def test_the_same_place_has_no_differences():
     assert RECIPE.differences(CARD) == ()
 
 
-@pytest.mark.parametrize("key", ["mode", "slots", "dtype", "device", "version"])
+@pytest.mark.parametrize("key", ["mode", "slots", "dtype", "denoiser_dtype", "device", "version"])
 def test_another_circumstance_is_told(key):
     other = {**CARD, key: "other", "tiller": {"version": "other" if key == "version" else "0.1.0"}}
     [told] = Recipe(**{**vars(RECIPE), "version": "0.1.0"}).differences(other)
     assert key in told and "other" in told
+
+
+def test_a_picture_that_says_one_dtype_was_denoised_in_it():
+    older = Recipe(**{**vars(RECIPE), "denoiser_dtype": ""})
+    assert older.differences({**CARD, "denoiser_dtype": "float32"}) == ()
+    [told] = older.differences(CARD)
+    assert "denoiser_dtype was float32, here it is bfloat16" in told
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "pipeline"])

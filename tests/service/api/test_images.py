@@ -69,6 +69,7 @@ def test_the_answer_says_what_was_applied(http, edit):
     assert told["images"][0]["rows_changed"] == 1
     assert told["images"][0]["tokens_changed"] > 0
     assert told["images"][0]["mode"] == "exact"
+    assert told["images"][0]["denoiser_dtype"] == "float32"
     assert told["fingerprint"]
 
 
