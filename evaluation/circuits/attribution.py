@@ -8,8 +8,8 @@ al. 2025). A node's score is the sum of its edges' scores, a neuron's the same b
 the stream's width.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from evaluation.circuits.anatomy import Anatomy
 from evaluation.circuits.batches import Batch
-from evaluation.circuits.contraction import Gradients, Totals, contract
+from evaluation.circuits.contraction import Folded, Gradients, Totals, contract
 from evaluation.circuits.points import Cost, Ends, Slope, activation_points, input_points
 from evaluation.circuits.replacements import PATCHING, Replacement
-from evaluation.circuits.written import Written, run
+from evaluation.circuits.written import run
 from evaluation.circuits.written import written as written_by
 from models.progress import Progress
 
@@ -112,37 +112,43 @@ def _add(
     totals: tuple[Totals, Totals],
 ) -> None:
     slope = Slope(anatomy, batch, cost)
-    seen, corrupted = run(anatomy, batch.corrupted)
-    entering = anatomy.entering(batch.clean), anatomy.entering(batch.corrupted)
+    corrupted = run(anatomy, batch.corrupted)[1]
     cost.forwards += len(batch.rows)
+    entering = anatomy.entering(batch.clean), anatomy.entering(batch.corrupted)
     if how.method in ("eap", "clean-corrupted"):
         seen, at_clean = slope.seen_at(entering[0])
         clean = written_by(anatomy, batch.clean, seen)
-        points = [at_clean]
-        if how.method == "clean-corrupted":
-            points.append(slope.at(entering[1]))
-        groups: Iterator[list[Gradients]] = iter([points])
-        count = len(points)
+        found = (at_clean,) if how.method == "eap" else (at_clean, slope.at(entering[1]))
+        groups, count = iter([iter(found)]), len(found)
     else:
         seen, clean = run(anatomy, batch.clean)
         cost.forwards += len(batch.rows)
-        ends = Ends(batch, entering, (clean, corrupted))
-        groups, count = _integral(slope, ends, how)
+        groups, count = _integral(slope, Ends(batch, entering, (clean, corrupted)), how)
     sums = tuple(t.detach() for t in seen.sums) if how.exact_postnorm else None
-    raw = replacement.differences(clean, corrupted)
-    differences = Written(**{**vars(raw), "sums": sums})
+    del seen
+    differences = replace(replacement.differences(clean, corrupted), sums=sums)
     for points in groups:
-        contract(anatomy, differences, points, totals[0], 1 / count)
-        if how.parity and how.method == "eap-ig-inputs":
-            # Nodes and neurons by the right sum: without the corrupted end, with the clean one.
-            right = [*points[1:], slope.at(entering[0])]
-            contract(anatomy, differences, right, totals[1], 1 / count)
+        contract(anatomy, differences, _folded(anatomy, points), totals[0], 1 / count)
+    if how.parity and how.method == "eap-ig-inputs":
+        # Nodes and neurons by the right sum: without the corrupted end, with the clean one.
+        ends = Ends(batch, entering, (clean, corrupted))
+        right = input_points(slope, ends, count, range(1, count + 1))
+        contract(anatomy, differences, _folded(anatomy, right), totals[1], 1 / count)
 
 
-def _integral(slope: Slope, ends: Ends, how: Gradually) -> tuple[Iterator[list[Gradients]], int]:
+def _folded(anatomy: Anatomy, points: Iterable[Gradients]) -> Folded:
+    found = Folded(anatomy)
+    for point in points:
+        found.add(point)
+    return found
+
+
+def _integral(
+    slope: Slope, ends: Ends, how: Gradually
+) -> tuple[Iterator[Iterator[Gradients]], int]:
     """The points in groups that are contracted together, and how many there are in all."""
     if how.method == "eap-ig-inputs":
-        return iter([list(input_points(slope, ends, how.steps, range(how.steps)))]), how.steps
+        return iter([input_points(slope, ends, how.steps, range(how.steps))]), how.steps
     groups = activation_points(slope, ends, how.steps, parity=how.parity)
     return groups, how.steps * (2 * slope.anatomy.graph.layers + 1)
 

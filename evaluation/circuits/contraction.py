@@ -10,8 +10,7 @@ where b_v,k = gamma_k . (gain W_v x^_k) / (s_k d), and c_v, the mean of the firs
 LayerNorm alone. The last two terms are of rank one per point and never spread out.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -45,6 +44,61 @@ class Gradients:
 
 
 @dataclass(eq=False)
+class Folded:
+    """The gradients of some points, summed as far as they can be; add points one by one.
+
+    Attributes:
+        summed: Per layer the sum of gamma / s, (tokens, 3 heads, width).
+        normed: Per layer and point x^, (tokens, d).
+        along: Per layer and point b, (tokens, 3 heads).
+        mlps: Per layer the gradient at the stream that the MLP reads.
+        last: The same for the logits.
+    """
+
+    anatomy: Anatomy
+    summed: list[Tensor] = field(default_factory=list)
+    normed: list[list[Tensor]] = field(default_factory=list)
+    along: list[list[Tensor]] = field(default_factory=list)
+    mlps: list[Tensor] = field(default_factory=list)
+    last: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows."""
+        return len(self.last)
+
+    def add(self, point: Gradients) -> None:
+        """One more point of the sum."""
+        anatomy, dtype = self.anatomy, self.anatomy.dtype
+        first = not self.summed
+        pulled = _pulled(anatomy.final_norm, point.last_in, point.last_normed, dtype)
+        self.last = pulled if first else self.last + pulled
+        for layer in range(anatomy.graph.layers):
+            norm = anatomy.attention_norms[layer]
+            normed, scale = norm.split(point.attention_in[layer].to(dtype))
+            gamma = point.reads[layer].to(dtype).flatten(1, 2) * scale[..., None]
+            weight = (anatomy.reading(layer).to(dtype) * norm.gain).flatten(0, 2)
+            along = (gamma * (normed @ weight.T).view_as(gamma)).sum(-1) / normed.shape[-1]
+            pulled = _pulled(
+                anatomy.mlp_norms[layer], point.mlp_in[layer], point.mlp_normed[layer], dtype
+            )
+            if first:
+                self.summed.append(gamma)
+                self.normed.append([normed])
+                self.along.append([along])
+                self.mlps.append(pulled)
+            else:
+                self.summed[layer] += gamma
+                self.normed[layer].append(normed)
+                self.along[layer].append(along)
+                self.mlps[layer] += pulled
+
+
+def _pulled(norm: Norm, x: Tensor, y: Tensor, dtype: torch.dtype) -> Float[Tensor, "tokens d"]:
+    return norm.pulled(*norm.split(x.to(dtype)), y.to(dtype))
+
+
+@dataclass(eq=False)
 class Totals:
     """Scores, summed in float64 as batches come in.
 
@@ -74,21 +128,20 @@ class Totals:
 def contract(
     anatomy: Anatomy,
     differences: Written,
-    points: Sequence[Gradients],
+    points: Folded,
     totals: Totals,
     scale: float = 1.0,
 ) -> None:
     """Add `scale` times the sum over the points of <D_u, g_v> to the totals, for every edge."""
     flat, graph = differences.flat(), anatomy.graph
-    tokens = len(points[0].last_in)
     size = torch.empty((), dtype=anatomy.dtype).element_size()
-    vectors = graph.sources + 3 * graph.heads + 4 * len(points)
-    chunk = max(1, min(tokens, CHUNK_BYTES // (vectors * graph.width * size)))
+    vectors = graph.sources + 3 * graph.heads + 4
+    chunk = max(1, min(points.tokens, CHUNK_BYTES // (vectors * graph.width * size)))
     room = torch.empty(
         graph.sources, chunk, graph.width, dtype=anatomy.dtype, device=anatomy.device
     )
-    for start in range(0, tokens, chunk):
-        piece = slice(start, min(start + chunk, tokens))
+    for start in range(0, points.tokens, chunk):
+        piece = slice(start, min(start + chunk, points.tokens))
         table = spread(anatomy, flat, piece, room)
         _Chunk(anatomy, table, points, piece, totals, scale).add()
 
@@ -97,25 +150,22 @@ def contract(
 class _Chunk:
     anatomy: Anatomy
     table: Float[Tensor, "sources tokens d"]
-    points: Sequence[Gradients]
+    points: Folded
     piece: slice
     totals: Totals
     scale: float
 
     def add(self) -> None:
         """From the logits down: what stands behind a source has been summed when it is reached."""
-        graph = self.anatomy.graph
-        ends = [(p.last_in, p.last_normed) for p in self.points]
-        behind = self._single(self.anatomy.final_norm, ends, graph.logits, graph.sources)
+        graph, points = self.anatomy.graph, self.points
+        behind = self._single(points.last, graph.logits, graph.sources).clone()
         for layer in reversed(range(graph.layers)):
             mlp = graph.mlp(layer)
             self._neurons(slice(mlp, mlp + 1), behind)
             if graph.parallel:
                 self._neurons(slice(graph.before(layer), mlp), behind)
-            ends = [(p.mlp_in[layer], p.mlp_normed[layer]) for p in self.points]
-            gradient = self._single(
-                self.anatomy.mlp_norms[layer], ends, graph.into_mlp(layer), graph.read_by_mlp(layer)
-            )
+            into, limit = graph.into_mlp(layer), graph.read_by_mlp(layer)
+            gradient = self._single(points.mlps[layer], into, limit)
             self.totals.own[mlp] += self.scale * float((self.table[mlp] * gradient).sum())
             behind += gradient
             if not graph.parallel:
@@ -123,13 +173,8 @@ class _Chunk:
             behind += self._heads(layer)
         self._neurons(slice(0, 1), behind)
 
-    def _single(
-        self, norm: Norm, ends: Sequence[tuple[Tensor, Tensor]], into: int, limit: int
-    ) -> Float[Tensor, "tokens d"]:
-        found = torch.zeros_like(self.table[0])
-        for entering, normed in ends:
-            x, y = (t[self.piece].to(found.dtype) for t in (entering, normed))
-            found += norm.pulled(*norm.split(x), y)
+    def _single(self, gradient: Tensor, into: int, limit: int) -> Float[Tensor, "tokens d"]:
+        found = gradient[self.piece]
         scores = self.table[:limit].flatten(1) @ found.flatten()
         self.totals.edges[:limit, into] += self.scale * scores.cpu().double()
         return found
@@ -137,41 +182,24 @@ class _Chunk:
     def _heads(self, layer: int) -> Float[Tensor, "tokens d"]:
         """Add the scores of all edges into the layer's heads; return their gradients' sum."""
         graph, norm = self.anatomy.graph, self.anatomy.attention_norms[layer]
-        limit, wide = graph.before(layer), self.table.shape[-1]
-        weight = (self.anatomy.reading(layer).to(self.table.dtype) * norm.gain).flatten(0, 1)
-        summed, normed, along = self._folded(layer, weight, norm)
+        limit, dtype = graph.before(layer), self.table.dtype
+        weight = (self.anatomy.reading(layer).to(dtype) * norm.gain).flatten(0, 1)
+        summed = self.points.summed[layer][self.piece].transpose(0, 1).contiguous()
+        normed = [x[self.piece] for x in self.points.normed[layer]]
+        along = [b[self.piece] for b in self.points.along[layer]]
         if norm.centred:
             normed.append(torch.ones_like(normed[0]))
-            mean = weight.mean(-1)  # reads, width
-            along.append((summed * mean[:, None]).sum(-1))
+            along.append((summed * weight.mean(-1)[:, None]).sum(-1).T)
         read = torch.bmm(summed, weight)  # reads, tokens, d
-        ones, many = (
-            torch.stack(normed, 1),
-            torch.stack(along, -1),
-        )  # tokens points d; reads tokens points
+        ones, many = torch.stack(normed, 1), torch.stack(along, 1)  # tokens, points, d or reads
         table = self.table[:limit]
         scores = table.flatten(1) @ read.flatten(1).T
         shares = torch.bmm(table.transpose(0, 1), ones.mT)  # tokens, sources, points
-        scores -= torch.einsum("tup,vtp->uv", shares, many)
+        scores -= torch.einsum("tup,tpv->uv", shares, many)
         self.totals.edges[:limit, graph.into_heads(layer)] += self.scale * scores.cpu().double()
         if self.totals.neurons is None:
-            return self.table.new_zeros(1, wide)
-        return read.sum(0) - torch.einsum("tp,tpd->td", many.sum(0), ones)
-
-    def _folded(
-        self, layer: int, weight: Tensor, norm: Norm
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """sum_k gamma_k / s_k (reads, tokens, width), and per point x^_k and b_k."""
-        summed = torch.zeros((), dtype=weight.dtype, device=weight.device)
-        normed, along = [], []
-        for point in self.points:
-            x, scale = norm.split(point.attention_in[layer][self.piece].to(weight.dtype))
-            gamma = point.reads[layer][self.piece].to(weight.dtype).flatten(1, 2) * scale[..., None]
-            made = (x @ weight.flatten(0, 1).T).view_as(gamma)
-            normed.append(x)
-            along.append((gamma * made).sum(-1).T / x.shape[-1])
-            summed = summed + gamma
-        return summed.transpose(0, 1).contiguous(), normed, along
+            return self.table.new_zeros(1, graph.width)
+        return read.sum(0) - torch.einsum("tp,tpd->td", many.sum(2), ones)
 
     def _neurons(self, sources: slice, behind: Tensor) -> None:
         if self.totals.neurons is not None:

@@ -74,7 +74,7 @@ class Slope:
         reads = [found[i * each : (i + 1) * each] for i in range(graph.layers)]
 
         def by_head(of: Sequence[Tensor]) -> Tensor:
-            whole = torch.cat(tuple(of), -1).flatten(0, 1)
+            whole = (of[0] if len(of) == 1 else torch.cat(tuple(of), -1)).flatten(0, 1)
             return whole.view(len(whole), 3, graph.heads, -1)
 
         def at_last(of: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def input_points(
 
 def activation_points(
     slope: Slope, ends: Ends, steps: int, *, parity: bool
-) -> Iterator[list[Gradients]]:
+) -> Iterator[Iterator[Gradients]]:
     """EAP-IG-activations: each group in turn is held between both runs; the rest follows.
 
     Groups: the embedding, the heads of each layer, the MLP of each layer. All edges are credited
@@ -114,18 +114,17 @@ def activation_points(
     embedding is held, nothing flows to the reads of layer 0.
     """
     clean, corrupted = ends.outputs
-    found = list(input_points(slope, ends, steps, range(1, steps + 1)))
+    found = input_points(slope, ends, steps, range(1, steps + 1))
     rotary = slope.anatomy.decoder.places is None
-    yield [_without_first(p) for p in found] if parity and rotary else found
+    yield map(_without_first, found) if parity and rotary else found
     for layer in range(slope.anatomy.graph.layers):
         for kind in ("heads", "mlps"):
             a, b = getattr(clean, kind)[layer], getattr(corrupted, kind)[layer]
-            points = []
-            for k in range(1, steps + 1):
-                held = (k / steps) * a + (1 - k / steps) * b
-                replacing = Replacing(**{kind: {layer: lambda _output, held=held: held}})
-                points.append(slope.at(ends.entering[0], replacing))
-            yield points
+            held = [(k / steps) * a + (1 - k / steps) * b for k in range(1, steps + 1)]
+            yield (
+                slope.at(ends.entering[0], Replacing(**{kind: {layer: lambda _o, h=h: h}}))
+                for h in held
+            )
 
 
 def _without_first(point: Gradients) -> Gradients:

@@ -90,7 +90,7 @@ def test_importances_come_back(report):
     torch.testing.assert_close(scores.nodes, report.scores.nodes.float().double())
     assert header["settings"]["method"] == "eap-ig-inputs"
     assert report.importances() == report.importances()
-    with pytest.raises(ValueError, match="such|safetensors"):
+    with pytest.raises(ValueError, match=r"such|safetensors"):
         read_importances(b"nothing of the kind")
 
 
