@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from evaluation.variables.objective import Coefficients
 from evaluation.variables.training import Recipe
 from evaluation.variables.trials import BUDGET
-from evaluation.variables.units import Unit
+from evaluation.variables.units import ALL, Unit
 
 Kind = Literal["full", "das", "dbm", "pca", "svd", "dbm_pca", "dbm_svd", "sae", "dbm_sae"]
 Control = Literal["full", "random_features", "no_op"]
@@ -76,8 +76,10 @@ class VariableStudy:
     budget: Annotated[int, Ge(0)] = BUDGET
 
 
-IOI_HEADS = ((7, 3), (7, 9), (8, 6), (8, 10))
-"""(layer, head) of GPT-2 small that are swapped jointly."""
+IOI_UNITS = tuple(
+    Unit(layer=layer, head=head, position=ALL) for layer, head in ((7, 3), (7, 9), (8, 6), (8, 10))
+)
+"""Heads of GPT-2 small that the indirect object's task swaps jointly."""
 _EPOCHS_AND_BATCH: Mapping[str, tuple[int, int]] = {
     "4_answer_MCQA": (8, 64),
     "ARC_easy": (2, 48),

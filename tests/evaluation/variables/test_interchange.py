@@ -1,5 +1,7 @@
 """Swaps equal the library's own forward with plain hooks, one row at a time."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from evaluation.variables.featurizers import FULL, Directions, Featurizer
 from evaluation.variables.trials import Trial, Trials
 from evaluation.variables.units import Unit, head_width, width
 from models.errors import PatchNotApplied
+from models.family import FAMILIES
+from models.loading import load
 from tests.evaluation.variables.conftest import drawn, held_plainly, swapped_plainly, tabled
 
 EVERY = torch.arange(3)
@@ -50,7 +54,7 @@ def test_a_stream_swap_is_the_library_s_forward_with_a_hook(decoder, position, f
 def test_heads_are_swapped_before_w_o_and_jointly_over_layers(decoder):
     lengths = ((8, 8), (7, 7), (9, 9))
     swaps = drawn(decoder, lengths)
-    handle = tuple(Unit(layer=i, head=h, position="all") for i, h in ((1, 0), (2, 1), (2, 3)))
+    handle = tuple(Unit(layer=i, head=h, position="all") for i, h in ((0, 2), (2, 1), (2, 3)))
     made = tuple(turned(head_width(decoder, u.layer), 3, seed) for seed, u in enumerate(handle))
     trials = Trials(hosted=decoder, table=tabled(swaps, ("all",)), units=handle)
     found = trials.logits([Trial(handle, made)], EVERY)[0, :, 0]
@@ -143,6 +147,38 @@ def test_trials_share_only_what_begins_alike(llama):
     groups = list(trials.together([Trial((u,), (FULL,)) for u in units], 3))
     # `mid` is 10 tokens before the end at most, `all` 12: like enough; `last_token` is one.
     assert sorted(map(sorted, groups)) == [[0, 2], [1], [3, 5], [4]]
+
+
+def test_only_the_layers_above_and_the_tokens_behind_run_again(llama):
+    unit = Unit(layer=1, position="last_token")
+    trials = Trials(hosted=llama, table=tabled(drawn(llama)), units=(unit,))
+    wanted = [Trial((unit,), (FULL,))]
+    trials.logits(wanted, EVERY)
+    seen = []
+    with ExitStack() as undo:
+        for number, layer in enumerate(llama.family.decoder(llama).layers):
+            hook = layer.register_forward_pre_hook(
+                lambda _m, args, i=number: seen.append((i, args[0].shape[1]))
+            )
+            undo.callback(hook.remove)
+        trials.logits(wanted, EVERY)
+    assert seen == [(2, 1), (3, 1)]
+
+
+def test_in_float64_nothing_is_left_but_the_logits_own_rounding(tmp_path):
+    hosted = load("exact", FAMILIES["gpt2"].tiny(tmp_path / "gpt2", seed=4))
+    hosted.modules["lm"].double()
+    hosted.dtype = torch.float64
+    swaps = drawn(hosted)
+    for unit in (Unit(layer=1, position="mid"), Unit(layer=1, position="mid", head=2)):
+        d, seed = width(hosted, unit), torch.Generator().manual_seed(2)
+        w = torch.linalg.qr(torch.randn(d, 3, generator=seed, dtype=torch.float64)).Q
+        made = Featurizer(kind="das", features=Directions(rotation=w))
+        trials = Trials(hosted=hosted, table=tabled(swaps), units=(unit,))
+        found = trials.logits([Trial((unit,), (made,))], EVERY)[0, :, 0]
+        plain = torch.stack([plainly(hosted, swap, (unit,), (made,)) for swap in swaps])
+        torch.testing.assert_close(found, plain, atol=1e-6, rtol=3e-7)
+    hosted.close()
 
 
 def test_a_swap_that_is_not_made_is_an_error_and_leaves_no_hook(llama, monkeypatch):

@@ -15,6 +15,7 @@ from evaluation.variables.heatmap import plot
 from evaluation.variables.objective import contains, contains_word, same_number
 from evaluation.variables.score import accuracies, competent, greedy, spelled
 from evaluation.variables.settings import (
+    IOI_UNITS,
     Featurizing,
     Recipe,
     VariableStudy,
@@ -254,6 +255,7 @@ def test_the_benchmark_s_recipes():
     assert (recipe.epochs, recipe.batch, recipe.rate, n) == (8, 64, 1e-2, 2048)
     recipe, n = benchmark_recipe("ioi_task", "output_token", "GPT2LMHeadModel", 64)
     assert (recipe.epochs, recipe.batch, recipe.rate, n) == (2, 1024, 1.0, 32)
+    assert IOI_UNITS[2].name == "AttentionHead(Layer-8,Head-6,Token-all)"
     assert benchmark_recipe("ravel_task", "Country", "LlamaForCausalLM", 4096)[1] == 512
 
 
