@@ -2,8 +2,7 @@
 
 A prompt is its pictures and then one text; all of it sees all of it, and only what is written
 behind it is causal (Beyer et al. 2024, arXiv 2407.07726). So a prompt is read in one piece, and
-what is kept of it depends on the question. The class states that positions begin at 1; rotations
-look at distances only, so columns are counted from 0 as everywhere.
+nothing that is kept of it serves another question.
 
 Covered: one message with its pictures, wherever among the texts they stand, and a text behind
 them. Not covered: conversations, which it was not made for; prompts without a picture, which its
@@ -16,13 +15,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor
 
 from models.decoder import find_decoder
 from models.errors import BadConversation
 from models.eyes import Eyes, Message
 from models.hosted import HostedModel
-from models.sight import Span, spans_of
+from models.sight import Shown, Span, spans_of
 from models.vision_language import VisionLanguage
 
 PLACE = "<image>"
@@ -78,6 +78,15 @@ class PrefixRead(VisionLanguage):
             for first, end in spans_of(visual)
             for edges in pairwise(range(first, end + 1, length))
         )
+
+    def turning(
+        self,
+        positions: Int[Tensor, "rows tokens"],
+        starts: Sequence[int],  # noqa: ARG002 - of families with several axes
+        shown: Sequence[Shown | None],  # noqa: ARG002
+    ) -> Int[Tensor, "rows tokens"]:
+        """Positions from 1, as the class counts them: half precision rounds rotations by them."""
+        return positions + 1
 
     def joint(self, hosted: HostedModel, ids: Sequence[int]) -> tuple[Span, ...]:  # noqa: ARG002
         """The whole prompt."""

@@ -31,7 +31,7 @@ class InternVL(VisionLanguage):
     """Qwen 2 behind a vision tower whose patches are shuffled together."""
 
     kind = "internvl"
-    title = "InternVL 2.5, 3 and 3.5"
+    title = "InternVL 3 and 3.5"
     model = InternVLForConditionalGeneration
 
     def tiny(self, folder: Path, seed: int = 0) -> Path:

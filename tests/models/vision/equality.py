@@ -110,6 +110,21 @@ class EqualsTheLibrary:
             assert self.read(hosted, name)["input_ids"][0].tolist() == ids
             torch.testing.assert_close(found, self.library(hosted, name), **NEAR)
 
+    def test_in_half_precision_it_is_still_the_librarys(self, hosted):
+        """The same sums in the same order: a position that is off by one would be seen here."""
+        half, name = load("half", hosted.path, dtype="bfloat16"), SEEING[0]
+        ids, shown = self.shown(half, name)
+        found = half.family.logits(half, torch.tensor([ids]), [shown])[0]
+        read = {
+            key: of.to(half.dtype) if of.is_floating_point() else of
+            for key, of in self.read(half, name).items()
+        }
+        with torch.inference_mode():
+            wanted = half.modules["lm"](**read).logits[0].float()
+        half.close()
+        assert found.dtype == torch.float32
+        assert float((found - wanted).abs().max()) < 0.03 * float(wanted.std())
+
     def test_what_is_written_is_what_the_librarys_generate_writes(self, hosted):
         """Rows of all questions, of different lengths, go on side by side."""
         cache = hosted.family.new_cache(hosted, len(self.questions), CAPACITY)
