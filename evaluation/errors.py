@@ -79,3 +79,14 @@ class NothingToTrace(Refusal):
             remedy="Give pairs whose clean prompt the model answers and whose corrupted one not.",
             param="dataset",
         )
+
+
+class UnusableExamples(Refusal):
+    """Examples of a calibration that nothing can be learned from."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            problem,
+            remedy="docs/back-patching.md describes what an example holds.",
+            param="examples",
+        )

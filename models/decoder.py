@@ -124,7 +124,7 @@ def linears_of(decoder: Decoder) -> dict[str, nn.Module]:
     }
 
 
-def masks(
+def masks(  # noqa: PLR0913 - what a mask is made of
     decoder: Decoder,
     positions: Int[Tensor, "rows tokens"],
     starts: Sequence[int],
@@ -165,7 +165,7 @@ def masks(
     return found
 
 
-def _mask(  # noqa: PLR0913 - what a mask is made of
+def _mask(
     positions: Int[Tensor, "rows tokens"],
     keys: int,
     dtype: torch.dtype,

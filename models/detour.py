@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.applying import Run
 from models.plan import WriteBack, detour_place
 from models.sight import Span
 
@@ -104,11 +103,13 @@ class Detours:
     Args:
         backs: What is written back, from the forward's plan.
         lead: The forward.
-        run: Where writes are counted.
+        count: Told of every row, place and number of tokens that were written.
     """
 
-    def __init__(self, backs: Sequence[WriteBack], lead: Way, run: Run) -> None:
-        self.lead, self.run = lead, run
+    def __init__(
+        self, backs: Sequence[WriteBack], lead: Way, count: Callable[[int, str, int], None]
+    ) -> None:
+        self.lead, self.count = lead, count
         self.groups = tuple(_groups(backs, lead))
         self._kept: dict[int, Mapping[int, Tensor]] = {}
 
@@ -129,7 +130,7 @@ class Detours:
 
     def _count(self, group: Group, target: int) -> None:
         for row, columns in zip(group.rows, group.columns, strict=True):
-            self.run.count(row, detour_place("lm", target), len(columns))
+            self.count(row, detour_place("lm", target), len(columns))
 
     def _ahead(self, group: Group, stream: Tensor) -> Mapping[int, Tensor]:
         """Per source layer the stream (group, stop, d) of the last run ahead."""

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.applying import Hooks, Run, in_force, install, running, seeing, tallying, untallying
+from models.applying import (
+    Hooks,
+    Run,
+    in_force,
+    install,
+    running,
+    running_ahead,
+    seeing,
+    tallying,
+    untallying,
+)
 from models.errors import BadPatch, UnknownSite, WrongBase
 from models.fingerprint import bytes_of, canonical
 from models.patch import Clamp, Detour, Exit, LowRank, Operation, Patch, Shift
@@ -143,6 +153,18 @@ class HostedModel:
         """Collect the runs of the `planned` blocks inside: what each of them really changed."""
         with tallying(self.number) as runs:
             yield runs
+
+    @contextmanager
+    def ahead(self, rows: Sequence[int]) -> Iterator[None]:
+        """Forwards of these rows inside the block happen under the plan in force, uncounted.
+
+        Exits and detours of the plan are left out.
+        """
+        run = self.run
+        if run is None:
+            raise RuntimeError("No plan is in force that could be run ahead.")
+        with running_ahead(run.plan.ahead(rows), self.number):
+            yield
 
     @contextmanager
     def untallied(self) -> Iterator[None]:

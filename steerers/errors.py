@@ -267,3 +267,15 @@ class TooFewTexts(Refusal):
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem, remedy="Give more texts.", param="texts")
+
+
+class BadBackPatch(Refusal):
+    """A plan of back-patching that leads nowhere in this model."""
+
+    def __init__(self, problem: str, key: str) -> None:
+        super().__init__(
+            problem,
+            remedy="Use 0 <= target < source < layers and an odd window; `GET /v1/models` tells "
+            "the layers, and a calibration finds a plan.",
+            param=f"backpatch.{key}",
+        )

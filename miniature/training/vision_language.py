@@ -47,6 +47,15 @@ SHARES = {
     "scene": 0.06,
 }
 """Of a batch, in either modality."""
+SECOND = {
+    "counting": 0.3,
+    "colour order": 0.27,
+    "sum": 0.15,
+    "person": 0.08,
+    "feeling": 0.16,
+    "scene": 0.04,
+}
+"""The same for a second round (`start`), which goes on with what the first found hard."""
 Accuracy = dict[str, dict[str, float]]
 
 
@@ -73,6 +82,8 @@ class Lesson:
     report: float = 30.0
     """Seconds between two reports."""
     seed: int = 0
+    start: str = ""
+    """A folder of an earlier round to go on from; empty for random weights."""
     compiled: int = 0
     """1: the decoder is compiled first; minutes, for a faster step."""
 
@@ -95,6 +106,9 @@ class Pupil:
         """A random model on its device, with its optimisers."""
         torch.manual_seed(lesson.seed)
         model: Any = small_qwen(tokenizer, shape)
+        if lesson.start:
+            earlier = type(model).from_pretrained(lesson.start, dtype=torch.float32)
+            model.load_state_dict(earlier.state_dict())
         if device == "cpu":
             model.set_attn_implementation("eager")  # SDPA's bf16 backward is slow on a CPU
         model.to(device)
@@ -160,7 +174,7 @@ class Course:
         """Rows of one batch, drawn on the device."""
         seen = 0.0 if share < self.lesson.text_first else self.lesson.image_share
         parts: Picked = []
-        for task, weight in SHARES.items():
+        for task, weight in (SECOND if self.lesson.start else SHARES).items():
             sizes = [r for r in self.rows if r.task == task and r.size is not None]
             words = [r for r in self.rows if r.task == task and r.size is None]
             for rows, part in ((sizes[step % len(sizes)], seen), (words[0], 1 - seen)):

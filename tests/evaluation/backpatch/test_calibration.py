@@ -1,0 +1,218 @@
+"""Plans of back-patching: many from one clean pass, chosen on some examples, reported on others."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation.backpatch.calibration import Book, CalibrationSettings, calibrate
+from evaluation.backpatch.example import Example, prepare
+from evaluation.backpatch.report import write_calibration
+from evaluation.backpatch.sweep import Place, Sweep, grid, right
+from evaluation.errors import UnusableExamples
+from models.family import FAMILIES
+from models.loading import load
+
+LAYERS = 4
+PLACES = grid(LAYERS, (1, 3))
+LABELS = ("cat", "dog", "house", "tree", "red", "blue", "green", "man", "woman", "king", "of")
+
+
+def picture(seed):
+    pixels = np.random.RandomState(seed).randint(0, 255, (48, 48, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def asked(*parts):
+    content = [{"type": "image"} if p is None else {"type": "text", "text": p} for p in parts]
+    return [{"role": "user", "content": content}]
+
+
+def example(number, answer="cat", **changes):
+    words = f"photo {number}"
+    stated = {
+        "id": str(number),
+        "messages": asked("is this ", None, f" a man {number}"),
+        "pictures": [picture(number)],
+        "answer": answer,
+        "labels": LABELS,
+        "described": asked(f"is this {words} a man {number}"),
+        "description": words,
+    }
+    return Example(**(stated | changes))
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl", "gemma3"])
+def hosted(request, tmp_path_factory):
+    hosted = load("tiny", FAMILIES[request.param].tiny(tmp_path_factory.mktemp(request.param)))
+    yield hosted
+    hosted.close()
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    hosted = load("tiny", FAMILIES["qwen2_vl"].tiny(tmp_path_factory.mktemp("qwen")))
+    yield hosted
+    hosted.close()
+
+
+def one_by_one(hosted, case, place, tokens):
+    """The plan as a request has it: a forward of its own, in which the detour is made."""
+    patch = place.method().plan(hosted).patch.placed({"visual": case.columns})
+    shown = case.shown(hosted)
+    with hosted.planned([patch]):
+        return hosted.family.logits(
+            hosted, torch.tensor([tokens]), [] if shown is None else [shown]
+        )[0]
+
+
+@pytest.mark.parametrize("form", ["image", "text"])
+@pytest.mark.parametrize("metric", ["label", "exact"])
+def test_every_plan_of_a_sweep_has_the_logits_of_a_request_of_its_own(hosted, form, metric):
+    case = getattr(
+        prepare(hosted, [example(1, "red cat", labels=(*LABELS, "red cat"))], metric), form
+    )[0]
+    sweep = Sweep(hosted, metric, rows=3)
+    clean = sweep.clean(case)
+    answers = sweep.answers(case, clean, PLACES)
+    behind = slice(len(case.ids) - 1, len(case.ids) + len(case.answer)) if metric == "exact" else -1
+    moved = []
+    for place in PLACES:
+        wanted = one_by_one(hosted, case, place, clean.tokens)[behind].reshape(
+            len(clean.logits), -1
+        )
+        ours = sweep.logits(case, clean, [place])[0]
+        torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
+        assert answers[place] == bool(right(case, metric, wanted))
+        moved.append(float((wanted - clean.logits).abs().max()))
+    assert min(moved) > 1e-3
+
+
+def test_the_words_that_stand_for_the_picture_are_found(qwen):
+    case = prepare(qwen, [example(7)], "label").text[0]
+    said = qwen.family.detokenize(qwen, [case.ids[c] for c in case.columns])
+    assert said.strip() == "photo 7"
+
+
+def test_exact_means_the_whole_answer_and_its_end(qwen):
+    case = prepare(qwen, [example(1, "red cat")], "exact").image[0]
+    case = replace(case, answer=(5, 6), ends=frozenset({9}))
+    logits = torch.zeros(4, 3, 12)
+    for plan, said in enumerate(((5, 6, 9), (5, 6, 8), (5, 7, 9), (4, 6, 9))):
+        for at, token in enumerate(said):
+            logits[plan, at, token] = 1
+    assert right(case, "exact", logits).tolist() == [True, False, False, False]
+
+
+def test_a_label_is_chosen_among_the_labels_only(qwen):
+    case = prepare(qwen, [example(1, "dog")], "label").image[0]
+    logits = torch.zeros(1, qwen.family.vocab_size(qwen))
+    logits[0, 0] = 9  # no label
+    logits[0, case.answer[0]] = 1
+    assert bool(right(case, "label", logits))
+
+
+def drained(run):
+    stages = []
+    while True:
+        try:
+            stages.append(next(run))
+        except StopIteration as done:
+            return done.value, stages
+
+
+@pytest.fixture(scope="module")
+def planted(qwen):
+    """Examples whose right answer is what one plan says, and no other says as often."""
+    place, found = Place(source=3, target=0), []
+    for number in range(48):
+        case = prepare(qwen, [example(number)], "label").image[0]
+        logits = one_by_one(qwen, case, place, case.ids)[-1]
+        best = max(LABELS, key=lambda word: float(logits[first(qwen, word)]))
+        found.append(example(number, best))
+    return place, found
+
+
+def first(hosted, word):
+    return hosted.family.tokenize(hosted, word, special=False)[0]
+
+
+SETTINGS = CalibrationSettings(windows=(1,), first=0.25, keep=0.34)
+
+
+def test_a_plan_that_is_right_is_found_and_reported_on_examples_that_did_not_choose(qwen, planted):
+    place, examples = planted
+    book = Book()
+    report, stages = drained(calibrate(qwen, examples, SETTINGS, book))
+    assert report.image.patched.value == 1
+    assert report.image.helps and "helps" in report.verdict
+    assert report.image.gain.examples == 24
+    assert report.image.gain.value == pytest.approx(1 - report.image.plain.value)
+    assert report.answered < report.full_grid
+    assert {p.stage for p in stages} >= {"choosing (image), round 1", "reporting (text)"}
+    tried = {t.place: t for t in report.image.tried}
+    assert set(tried) == set(grid(LAYERS, (1,)))
+    assert tried[report.image.place].accuracy == 1
+    assert tried[report.image.place].examples == 24
+    assert min(t.examples for t in tried.values()) == 6
+
+
+def test_where_nothing_helps_it_says_so(qwen):
+    drawn = np.random.default_rng(0)
+    examples = [example(n, str(drawn.choice(LABELS))) for n in range(32)]
+    report, _ = drained(calibrate(qwen, examples, SETTINGS))
+    assert not report.image.helps
+    assert "No plan" in report.verdict or "harms" in report.verdict
+
+
+def test_a_run_that_broke_goes_on_where_it_was_and_ends_as_if_it_had_not(
+    qwen, planted, monkeypatch
+):
+    _, examples = planted
+    whole, _ = drained(calibrate(qwen, examples, SETTINGS))
+    book, run = Book(), None
+    run = calibrate(qwen, examples, SETTINGS, book)
+    for _ in range(30):
+        next(run)
+    run.close()
+    asked = len(book.answers)
+    again = Book(answers=json.loads(json.dumps(book.answers)))
+    count = {"clean": 0}
+    clean = Sweep.clean
+
+    def counted(self, case):
+        count["clean"] += 1
+        return clean(self, case)
+
+    monkeypatch.setattr(Sweep, "clean", counted)
+    rest, _ = drained(calibrate(qwen, examples, SETTINGS, again))
+    assert asked > 30
+    assert replace(rest, seconds=0.0) == replace(whole, seconds=0.0)
+    broken = count["clean"]
+    count["clean"] = 0
+    drained(calibrate(qwen, examples, SETTINGS, again))
+    assert count["clean"] == 0 < broken
+
+
+def test_examples_that_cannot_be_used_are_named(qwen, planted):
+    _, examples = planted
+    bad = [example(100, "zebra"), example(101, labels=("cat",)), example(102, "")]
+    report, _ = drained(calibrate(qwen, [*examples, *bad], SETTINGS))
+    assert {d.id for d in report.dropped} == {"100", "101", "102"}
+    with pytest.raises(UnusableExamples, match="too few"):
+        drained(calibrate(qwen, examples[:6], SETTINGS))
+    nowhere = replace(SETTINGS, places=(Place(source=9, target=0),))
+    with pytest.raises(UnusableExamples, match="nowhere"):
+        drained(calibrate(qwen, examples, nowhere))
+
+
+def test_a_report_is_written_as_numbers_a_page_and_pictures(qwen, planted, tmp_path):
+    _, examples = planted
+    report, _ = drained(calibrate(qwen, examples, SETTINGS))
+    told, page, *plots = write_calibration(report, tmp_path)
+    assert json.loads(told.read_text())["verdict"] == report.verdict
+    assert report.verdict in page.read_text()
+    assert plots and all(Image.open(plot).size[0] > 200 for plot in plots)
