@@ -47,8 +47,8 @@ class EditAudit:
     Attributes:
         circuit: Whether a decoder's circuits are compared; for other models there is none.
         steps: Of the attribution's integral.
-        tolerance: The most that f of the old circuit may change at any audited size; where there is
-            no circuit, the largest share of decisions that may change.
+        tolerance: The largest share of decisions that may change, and the most that f of the old
+            circuit may change at any audited size.
         least: Pairs of a suite below which nothing is said.
         tokens: Of one batch.
         answers: Whether answers must be one token.
@@ -259,10 +259,13 @@ def _suite(
 
 
 def _verdict(changed: float, circuit: CircuitDrift | None, tolerance: float) -> Verdict:
-    change = changed if circuit is None else circuit.change
-    if change is None:
+    if changed > tolerance:
+        return "fail"
+    if circuit is None:
+        return "pass"
+    if circuit.change is None:
         return "inconclusive"
-    return "pass" if change <= tolerance else "fail"
+    return "pass" if circuit.change <= tolerance else "fail"
 
 
 def _too_few(suite: Suite, pairs: int, dropped: tuple[Dropped, ...]) -> SuiteAudit:

@@ -15,7 +15,7 @@ from annotated_types import MaxLen
 from evaluation.advice import LayerAdvice, advise
 from evaluation.audit import EditAudit, Suite, audit
 from evaluation.behaviours.pairs import prepare
-from evaluation.behaviours.swaps import prepare_swaps
+from evaluation.behaviours.swaps import SwapIds, prepare_swaps
 from evaluation.circuits import files
 from evaluation.circuits.drawing import draw_circuit, draw_curve
 from evaluation.circuits.selection import Subgraph, select
@@ -25,6 +25,7 @@ from evaluation.evidence_plots import advice_png, audit_png
 from evaluation.evidence_report import page
 from evaluation.gate_bars import plot as draw_gates
 from evaluation.gates import Gate, gate
+from evaluation.variables.direction import toward
 from evaluation.variables.heatmap import plot
 from evaluation.variables.report import VariableReport
 from evaluation.variables.settings import VariableStudy
@@ -43,6 +44,14 @@ _DRAWN = (60, 200, 600)
 _JSON_EDGES = 50_000
 """Graphs with more are told in `importances.pt` only."""
 _STAMP = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalVariable(VariableStudy):
+    """Where does a variable sit, and which vectors set it?"""
+
+    toward: Annotated[tuple[Annotated[str, MaxLen(200)], ...], MaxLen(100)] = ()
+    """Values, as answers are written: a control vector towards each, at the best unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +159,8 @@ def _variable(subject: Subject) -> Work:
         plot(found, folder / "heatmap.png")
         made = _read(folder)
     made["featurizers.safetensors"] = stored(found.featurizers, header)
+    for number, value in enumerate(subject.settings.toward):
+        made[f"toward-{number}.safetensors"] = _vector(hosted, told.kept, found, value)
     if _exportable(found):
         widths = {unit: width(hosted, unit) for handle, _ in found.featurizers for unit in handle}
         with TemporaryDirectory(prefix="tiller-featurizers-") as name:
@@ -157,6 +168,17 @@ def _variable(subject: Subject) -> Work:
             made["featurizers.zip"] = zipped(_read(Path(name)))
     report = {**found.as_dict(), "model_class": type(hosted.modules["lm"]).__name__}
     return Found(report=report, files=made)
+
+
+def _vector(
+    hosted: HostedModel, swaps: Sequence[SwapIds], found: VariableReport, value: str
+) -> bytes:
+    """A control vector towards the value, at the unit that scored best."""
+    sign = -1 if found.found.lower else 1
+    scored = [(sign * c.value, i) for i, c in enumerate(found.found.cells) if c.value is not None]
+    (unit, *_), (featurizer, *_) = found.featurizers[max(scored)[1]]
+    variable = found.settings.variable
+    return toward(hosted, swaps, variable, value, unit=unit, featurizer=featurizer).data
 
 
 def _exportable(found: VariableReport) -> bool:
@@ -197,7 +219,7 @@ def _audit(subject: Subject) -> Work:
 
 KINDS: Mapping[str, Kind] = {
     "circuit": Kind(settings=Circuit, rows="pairs", run=_circuit),
-    "causal_variable": Kind(settings=VariableStudy, rows="swaps", run=_variable),
+    "causal_variable": Kind(settings=CausalVariable, rows="swaps", run=_variable),
     "feature_gate": Kind(settings=FeatureGate, rows="swaps", run=_gates),
     "layer_advice": Kind(settings=LayerAdvice, rows="pairs", run=_advice),
     "edit_audit": Kind(settings=EditAudit, rows="", run=_audit, merged=False),

@@ -12,6 +12,7 @@ import editors.errors as of_editors
 import engines.errors as of_engines
 import models.errors as of_models
 import service.errors as of_service
+import service.evidence_errors as of_evidence
 import service.registry.errors as of_registry
 import steerers.errors as of_steerers
 from models.errors import Refusal
@@ -82,6 +83,7 @@ STATUS: dict[type[Refusal], int] = {
     of_service.WrongModel: 409,
     of_service.WrongModality: 409,
     of_service.NameTaken: 409,
+    of_evidence.NoSuchArtifact: 404,
 }
 """A class that is not named here has its parent's status; a plain `Refusal` is a 422."""
 
