@@ -46,7 +46,7 @@ def fitted(
         Pupil(handle, tuple(_learner(trials, u, settings, dictionaries) for u in handle))
         for handle in handles
     ]
-    yield from train(trials, pupils, objective, settings.recipe)
+    yield from train(trials, pupils, objective, settings.recipe, settings.seed)
     return [tuple(learner.finished() for learner in pupil.learners) for pupil in pupils]
 
 

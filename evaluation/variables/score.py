@@ -128,7 +128,6 @@ def _last_logits(hosted: HostedModel, rows: Rows) -> Float[Tensor, "rows vocab"]
     return family.soft_cap(hosted, family.unembed(hosted, ends))
 
 
-@torch.no_grad()
 def _batches(
     trials: Trials, wanted: Sequence[Trial]
 ) -> Generator[tuple[list[int], Int[Tensor, " some"], Tensor], None, None]:

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le
+from jaxtyping import Int
+from torch import Tensor
 
 from evaluation.variables.learning import Learner
 from evaluation.variables.objective import Objective
@@ -34,7 +36,6 @@ class Recipe:
     batch: Annotated[int, Ge(1), Le(4096)] = 64
     rate: Annotated[float, Gt(0), Le(10)] = 1e-2
     sparsity: Annotated[float, Ge(0)] = 0.0
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +52,30 @@ class Pupil:
 
 
 def train(
-    trials: Trials, pupils: Sequence[Pupil], objective: Objective, recipe: Recipe
+    trials: Trials,
+    pupils: Sequence[Pupil],
+    objective: Objective,
+    recipe: Recipe,
+    seed: int = 0,
 ) -> Generator[Progress, None, list[list[float]]]:
-    """Train all of them; per pupil the loss of every step, penalties left out."""
+    """Train all of them; per pupil the loss of every step, penalties left out.
+
+    Args:
+        trials: Rows to train on.
+        pupils: What learns.
+        objective: What is minimised.
+        recipe: How long, and in which steps.
+        seed: Of the batches' order.
+    """
     losses: list[list[float]] = [[] for _ in pupils]
-    steps = -(-len(trials.table) // recipe.batch) * recipe.epochs
+    shuffle = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(trials.table), generator=shuffle) for _ in range(recipe.epochs)]
+    batches = [index for order in orders for index in trials.batches(order, recipe.batch)]
+    steps = len(batches)
     groups = list(trials.together([pupil.trial for pupil in pupils], recipe.batch))
     for done, group in enumerate(groups):
         some = [pupils[i] for i in group]
-        for step, values in enumerate(_steps(trials, some, objective, recipe, steps)):
+        for step, values in enumerate(_steps(trials, some, objective, recipe, batches)):
             for i, value in zip(group, values, strict=True):
                 losses[i].append(value)
             yield Progress(
@@ -77,23 +93,19 @@ def _steps(
     pupils: Sequence[Pupil],
     objective: Objective,
     recipe: Recipe,
-    steps: int,
+    batches: Sequence[Int[Tensor, " some"]],
 ) -> Generator[list[float], None, None]:
     learners = [learner for pupil in pupils for learner in pupil.learners]
     parameters = list(chain.from_iterable(learner.parameters for learner in learners))
     optimiser = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.0)
-    shuffle, step = torch.Generator().manual_seed(recipe.seed), 0
-    for _ in range(recipe.epochs):
-        order = torch.randperm(len(trials.table), generator=shuffle)
-        for index in trials.batches(order, recipe.batch):
-            for learner in learners:
-                learner.cool(step / max(steps - 1, 1))
-            found = trials.logits([pupil.trial for pupil in pupils], index)
-            each = [objective.loss(logits, index) for logits in found]
-            penalties = [learner.penalty(recipe.sparsity) for learner in learners]
-            optimiser.zero_grad()
-            torch.stack([*each, *penalties]).sum().backward()
-            optimiser.step()
-            trials.cost.backwards += 1
-            step += 1
-            yield torch.stack(each).tolist()
+    for step, index in enumerate(batches):
+        for learner in learners:
+            learner.cool(step / max(len(batches) - 1, 1))
+        found = trials.logits([pupil.trial for pupil in pupils], index)
+        each = [objective.loss(logits, index) for logits in found]
+        penalties = [learner.penalty(recipe.sparsity) for learner in learners]
+        optimiser.zero_grad()
+        torch.stack([*each, *penalties]).sum().backward()
+        optimiser.step()
+        trials.cost.backwards += 1
+        yield torch.stack(each).tolist()
