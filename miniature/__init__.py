@@ -8,6 +8,7 @@ _FOLDERS = {
     "judge": "judge",
     "language": "language",
     "saes": "saes",
+    "vision-language": "vision-language",
 }
 
 
@@ -15,7 +16,7 @@ def weights_path(name: str) -> Path:
     """The folder of what was trained.
 
     That is the `text-to-image` pipeline, its full `clip`, the `judge` of pictures, the `language`
-    model, or its `saes`.
+    model, its `saes`, or the `vision-language` model.
 
     Raises:
         KeyError: There is no such model.
