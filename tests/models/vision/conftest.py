@@ -103,7 +103,7 @@ class TwoPasses:
         Args:
             forward: One pass of the library's model.
             pairs: (source, target) of all that is written.
-            columns: The columns, of batch row 0.
+            columns: The columns, of batch row 0; or a list of them for each row.
             loops: Patched passes.
         """
         kept = {}
@@ -122,10 +122,12 @@ class TwoPasses:
     @staticmethod
     def writing(values, columns):
         def act(stream):
-            if stream.shape[1] <= max(columns):
+            of_rows = columns if isinstance(columns[0], list) else [columns]
+            if stream.shape[1] <= max(of_rows[0]):
                 return stream  # a decoding step
             changed = stream.clone()
-            changed[0, columns] = values[0, columns]
+            for row, here in enumerate(of_rows):
+                changed[row, here] = values[row, here]
             return changed
 
         return act

@@ -5,7 +5,7 @@ import torch
 
 from models.errors import BadPatch
 from models.patch import Detour, LowRank, Patch, Shift
-from tests.models.vision.conftest import PROMPTS, Prompt, messages
+from tests.models.vision.conftest import ONE, PROMPTS, Prompt, messages
 
 LAYERS = 4
 PAIRS = [(s, d) for s in range(LAYERS) for d in range(s)]
@@ -195,3 +195,35 @@ def test_a_row_makes_all_its_detours_in_one_manner():
         Patch((detour(3, 1, (1, 2)), detour(2, 0, (1, 2), loops=2)))
     with pytest.raises(BadPatch, match="same tokens"):
         Patch((detour(3, 1, (1, 2)), detour(2, 0, (1,))))
+
+
+@torch.no_grad()
+def test_a_batch_that_the_library_pads_on_the_left_says_what_our_rows_say(hosted, two_passes):
+    """Our rows are never padded: each stands at its own positions."""
+    rows = [
+        Prompt(hosted, messages(None, "the king of arda"), ONE),
+        Prompt(hosted, messages(None, "a red cat and a house of the president"), ONE),
+    ]
+    longest = max(row.ids.shape[1] for row in rows)
+    left = [longest - row.ids.shape[1] for row in rows]
+    assert min(left) == 0 < max(left)
+    read = padded(rows, left)
+    columns = [[c + more for c in row.sight.visual] for row, more in zip(rows, left, strict=True)]
+    wanted = two_passes(lambda: hosted.modules["lm"](**read).logits, [(3, 1)], columns)
+    for at, row in enumerate(rows):
+        ours = row.ours(Patch((detour(3, 1, row.sight.visual, window=1),)))
+        close(ours[0, -1], wanted[at, -1].float())
+
+
+def padded(rows, left):
+    """What the processor made of the rows, side by side, with padding in front."""
+    found = {}
+    for name, tensor in rows[0].read.items():
+        of_tokens = tensor.shape == rows[0].ids.shape
+        found[name] = torch.cat(
+            [
+                torch.nn.functional.pad(row.read[name], (more, 0)) if of_tokens else row.read[name]
+                for row, more in zip(rows, left, strict=True)
+            ]
+        )
+    return found
