@@ -40,19 +40,31 @@ class Eyes:
             NoChatTemplate: Neither the processor nor its tokenizer brings one.
             BadConversation: The template refuses the messages.
         """
-        if not self.processor.chat_template and not self.processor.tokenizer.chat_template:
+        if not self._template:
             raise NoChatTemplate(model)
         try:
             with self.lock:
-                return self.processor.apply_chat_template(
-                    list(messages),
-                    add_generation_prompt=True,
-                    tokenize=True,
-                    return_dict=True,
-                    return_tensors="pt",
-                )
+                try:
+                    return self._read(messages)
+                except TypeError:  # Pixtral's template takes parts from the user alone
+                    return self._read([_in_words(message) for message in messages])
         except TemplateError as refused:
             raise BadConversation(model, str(refused)) from refused
+
+    @property
+    def _template(self) -> Any:
+        """The processor's own, else its tokenizer's: older folders have it there."""
+        return self.processor.chat_template or self.processor.tokenizer.chat_template
+
+    def _read(self, messages: Sequence[Message]) -> Mapping[str, Tensor]:
+        return self.processor.apply_chat_template(
+            list(messages),
+            chat_template=None if self.processor.chat_template else self._template,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
 
     def check(self, messages: Sequence[Message], image_ids: frozenset[int]) -> None:
         """BadPart unless every part is a picture, or a text that holds no place for one."""
@@ -72,6 +84,14 @@ class Eyes:
         for mark in (mark for of in marks for mark in of):
             if mark and mark in text:
                 raise BadPart(f"its text holds {mark!r}, which stands for a picture or a video")
+
+
+def _in_words(message: Message) -> Message:
+    """The message with one text for its parts, unless a picture is among them."""
+    parts = message["content"]
+    if isinstance(parts, str) or any(part["type"] != "text" for part in parts):
+        return message
+    return {**message, "content": "".join(part["text"] for part in parts)}
 
 
 def open_eyes(folder: Path) -> Eyes:

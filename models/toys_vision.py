@@ -74,7 +74,7 @@ _VICUNA_TEMPLATE = (
 )
 _MISTRAL_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ message['content'] }}{{ eos_token }}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
     "{% else %}[INST]" + _CONTENT.replace("<image>\n", "[IMG]") + "[/INST]{% endif %}{% endfor %}"
 )
 _PICTURE_OF_QWEN = "<|vision_start|><|image_pad|><|vision_end|>"

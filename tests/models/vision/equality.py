@@ -13,6 +13,7 @@ from PIL import Image
 from models.family import FAMILIES
 from models.loading import load
 from models.sight import Shown
+from models.vision_language import with_pictures
 
 CAPACITY = 160
 WRITTEN = 8
@@ -54,6 +55,8 @@ class EqualsTheLibrary:
 
     kind: str
     questions: dict[str, list[str | Image.Image]] = QUESTIONS
+    talks = True
+    """Whether it was made for conversations."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -193,6 +196,25 @@ class EqualsTheLibrary:
                 )
                 start = end
             torch.testing.assert_close(torch.cat(found), self.library(hosted, name), **NEAR)
+
+    def test_a_conversation_goes_on_behind_a_picture(self, hosted):
+        if not self.talks:
+            pytest.skip("it was not made for conversations")
+        one = picture(24, 24, 8)
+        messages = [
+            *asked(one, "is it a cat?"),
+            {"role": "assistant", "content": "a green house"},
+            *asked("what is it?"),
+        ]
+        ids, sight = hosted.family.look(hosted, messages, [one])
+        said = hosted.family.detokenize(hosted, ids, special=True)
+        assert "a green house" in said and "[{" not in said
+        shown = Shown(sight=sight, seen=hosted.family.see(hosted, sight))
+        found = hosted.family.logits(hosted, torch.tensor([ids]), [shown])[0]
+        read = hosted.family.read_prompt(hosted, with_pictures(messages, [one]))
+        with torch.inference_mode():
+            wanted = hosted.modules["lm"](**read).logits[0].float()
+        torch.testing.assert_close(found, wanted, **NEAR)
 
     def test_visual_columns_are_those_of_the_placeholders(self, hosted):
         image = hosted.modules["lm"].config.image_token_id

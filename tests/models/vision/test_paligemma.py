@@ -16,6 +16,7 @@ from tests.models.vision.equality import (
 
 class ReadBothWays(EqualsTheLibrary):
     questions = {name: QUESTIONS[name] for name in SEEING}  # noqa: RUF012 - read only
+    talks = False
 
     def read(self, hosted, name):
         """As its makers call the processor: pictures, then the text."""
