@@ -54,16 +54,17 @@ def test_the_circuit_of_the_indirect_object_is_found(report):
     assert found.m_full > 2 and found.m_empty < -2
     by_size = {p.k: p for p in found.curve}
     assert by_size[1.0].f_absolute == pytest.approx(1, abs=1e-6)
-    assert by_size[0.2].f_absolute > 0.6
-    assert by_size[0.05].f_absolute > by_size[0.02].f_absolute - 0.2
-    assert found.cmd < 0.3
-    assert found.cpr > 0.6
+    assert by_size[0.2].f_absolute == pytest.approx(1, abs=0.05)
+    assert by_size[0.05].f_absolute == pytest.approx(1, abs=0.1)
+    assert found.cmd < 0.05
+    assert found.cpr == pytest.approx(1, abs=0.05)
 
 
 def test_it_is_far_from_chance(report, miniature, indirect_objects, drain):
     chance = drain(study(miniature, indirect_objects, Circuit(sizes=FEW, method="random")))
-    assert report.found.cmd < 0.6 * chance.found.cmd
-    assert report.found.cpr > chance.found.cpr + 0.3
+    # With f = 0 below 100 % these four sizes give 0.58 and 0.4.
+    assert report.found.cmd < 0.05 < 0.5 < chance.found.cmd
+    assert chance.found.cpr < 0.5 < report.found.cpr
 
 
 def test_the_report_says_what_was_done(report, indirect_objects):
