@@ -20,7 +20,7 @@ class NoGraph(Refusal):
     def __init__(self, model: str, problem: str) -> None:
         super().__init__(
             f"{model} has no graph of heads and MLPs: {problem}.",
-            remedy="Choose a model of the families GPT-2, Llama, Mistral, Qwen 2 or 3, Gemma 2 or 3.",
+            remedy="Choose one of the families GPT-2, Llama, Mistral, Qwen 2 or 3, Gemma 2 or 3.",
             param="model",
         )
 

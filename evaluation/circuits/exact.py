@@ -4,7 +4,7 @@ Nothing in front of an edge's destination changes, so the forward begins at the 
 Edges of one layer share forwards: a row is a prompt with one edge carrying the corrupted output.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from evaluation.circuits.passes import ungrouped
 from evaluation.circuits.points import Cost
 from evaluation.circuits.replacements import PATCHING, Replacement
 from evaluation.circuits.running import Known, margins
-from evaluation.circuits.selection import Subgraph, full
+from evaluation.circuits.selection import Subgraph
 from evaluation.circuits.written import run, spread
 from models.progress import Progress
 
@@ -57,17 +57,21 @@ def patch_exactly(
 
 
 def patch_nodes_exactly(
-    anatomy: Anatomy, known: Sequence[Known], cost: Cost | None = None
+    anatomy: Anatomy, known: Iterable[Known], cost: Cost | None = None
 ) -> Generator[Progress, None, Scores]:
     """The effect of every source's corrupted output wherever it goes, one source at a time."""
     graph, cost = anatomy.graph, cost or Cost()
-    whole, nodes = full(graph), torch.zeros(graph.sources, dtype=torch.float64)
-    base = margins(anatomy, known, whole, cost).mean()
-    for source in range(graph.sources):
-        edges = whole.edges.clone()
-        edges[source] = False
-        nodes[source] = base - margins(anatomy, known, Subgraph(edges), cost).mean()
-        yield Progress(stage="exact patching", done=source + 1, total=graph.sources)
+    nodes, done = torch.zeros(graph.sources, dtype=torch.float64), 0
+    without = [
+        Subgraph(graph.real & (torch.arange(graph.sources) != source)[:, None])
+        for source in range(graph.sources)
+    ]
+    for some in known:
+        base, weights = some.full.cpu().double(), some.batch.weights.cpu()
+        for source, circuit in enumerate(without):
+            nodes[source] += weights @ (base - margins(anatomy, some, circuit, cost))
+        done += len(some.batch.rows)
+        yield Progress(stage="exact patching", done=done, total=done)
     return Scores(edges=torch.zeros(graph.real.shape, dtype=torch.float64), nodes=nodes)
 
 

@@ -8,8 +8,8 @@ the same areas over the logarithm of the size are reported too.
 """
 
 import math
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -85,9 +85,10 @@ def log_area(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 def measure(  # noqa: PLR0913 - what a curve depends on
     anatomy: Anatomy,
-    known: Sequence[Known],
+    known: Iterable[Known],
     scores: Scores,
     *,
+    pairs: int | None = None,
     level: Level = "edge",
     way: Way = "top",
     sizes: Sequence[float] = SIZES,
@@ -99,8 +100,10 @@ def measure(  # noqa: PLR0913 - what a curve depends on
 
     Args:
         anatomy: Of the model.
-        known: The pairs that judge, with both their runs.
+        known: The pairs that judge, with both their runs; taken one by one, so they may be run
+            when they are asked for.
         scores: Of the level.
+        pairs: How many there are, for the progress.
         level: What circuits are made of.
         way: How they are selected.
         sizes: Shares of the items.
@@ -108,27 +111,53 @@ def measure(  # noqa: PLR0913 - what a curve depends on
         seed: Of the bootstrap.
         cost: Counts the runs.
     """
-    graph, cost = anatomy.graph, cost or Cost()
-    total, points = items(graph, scores, level), []
-    full, empty = _ends(known)
-    for i, k in enumerate(sizes):
-        count = int(k * total + 1e-9)
-        found: list[Subgraph] = [
-            select(graph, scores, count, level=level, absolute=absolute, way=way)
-            for absolute in (False, True)
-        ]
-        signed, absolute = (float(margins(anatomy, known, c, cost).mean()) for c in found)
-        points.append(
-            Point(
-                k=k,
-                n_edges=found[0].size(graph),
-                n_edges_absolute=found[1].size(graph),
-                m_signed=signed,
-                m_absolute=absolute,
-            )
-        )
-        yield Progress(stage="faithfulness", done=i + 1, total=len(sizes))
+    cost, total = cost or Cost(), items(anatomy.graph, scores, level)
+    circuits = [
+        select(anatomy.graph, scores, int(k * total), level=level, absolute=absolute, way=way)
+        for k in sizes
+        for absolute in (False, True)
+    ]
+    runs = _Runs()
+    for some in known:
+        runs.add(some, [margins(anatomy, some, circuit, cost) for circuit in circuits])
+        done = len(runs.rows)
+        yield Progress(stage="faithfulness", done=done, total=pairs or done)
+    full, empty, means = runs.ordered()
+    points = [
+        _point(anatomy, k, circuits[2 * i : 2 * i + 2], means[2 * i : 2 * i + 2])
+        for i, k in enumerate(sizes)
+    ]
     return faithfulness(points, full, empty, margin=margin, seed=seed)
+
+
+def _point(
+    anatomy: Anatomy, k: float, circuits: Sequence[Subgraph], means: Sequence[float]
+) -> Point:
+    signed, absolute = (circuit.size(anatomy.graph) for circuit in circuits)
+    return Point(
+        k=k, n_edges=signed, n_edges_absolute=absolute, m_signed=means[0], m_absolute=means[1]
+    )
+
+
+@dataclass(eq=False)
+class _Runs:
+    """Margins of all pairs, batch by batch: a batch's runs are forgotten before the next."""
+
+    rows: list[int] = field(default_factory=list)
+    found: list[Tensor] = field(default_factory=list)
+    ends: list[Tensor] = field(default_factory=list)
+
+    def add(self, some: Known, values: Sequence[Tensor]) -> None:
+        """One batch under all circuits."""
+        self.rows += some.batch.rows
+        self.ends.append(torch.stack([some.full, some.empty]).cpu().double())
+        self.found.append(torch.stack(list(values)))
+
+    def ordered(self) -> tuple[Tensor, Tensor, list[float]]:
+        """m(full) and m(empty) of every pair in the pairs' order, and each circuit's mean."""
+        order = torch.tensor(self.rows).argsort()
+        full, empty = torch.cat(self.ends, 1)[:, order]
+        return full, empty, torch.cat(self.found, 1).mean(1).tolist()
 
 
 def faithfulness(
@@ -182,12 +211,3 @@ def _too_weak(gain: float, interval: tuple[float, float], margin: float) -> str 
     if gain < margin:
         return f"m(full) - m(empty) is {gain:.3g}, below {margin:g}"
     return None
-
-
-def _ends(known: Sequence[Known]) -> tuple[Tensor, Tensor]:
-    count = sum(len(k.batch.rows) for k in known)
-    full, empty = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
-    for some in known:
-        rows = list(some.batch.rows)
-        full[rows], empty[rows] = some.full.cpu().double(), some.empty.cpu().double()
-    return full, empty

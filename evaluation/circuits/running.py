@@ -53,6 +53,9 @@ def know(anatomy: Anatomy, batch: Batch, cost: Cost) -> Known:
     seen, outputs = run(anatomy, batch.corrupted)
     clean, _ = run(anatomy, batch.clean)
     cost.forwards += 2 * len(batch.rows)
+    seen.mlp_normed.clear()  # what no circuit reads is not kept
+    if anatomy.after_norms[0] is None:
+        seen.sums.clear()
     return Known(
         batch=batch,
         seen=seen,
@@ -64,20 +67,16 @@ def know(anatomy: Anatomy, batch: Batch, cost: Cost) -> Known:
 
 
 def margins(
-    anatomy: Anatomy, known: Sequence[Known], circuit: Subgraph, cost: Cost
-) -> Float[Tensor, " pairs"]:
-    """The metric of every pair under a circuit, in the pairs' order, float64."""
-    found = torch.zeros(sum(len(k.batch.rows) for k in known), dtype=torch.float64)
+    anatomy: Anatomy, known: Known, circuit: Subgraph, cost: Cost
+) -> Float[Tensor, " rows"]:
+    """The metric of a batch's pairs under a circuit, float64; its ends cost nothing."""
     kept = int(circuit.sources.sum())
-    whole = torch.equal(circuit.edges, anatomy.graph.real) and circuit.neurons is None
-    for some in known:
-        rows = list(some.batch.rows)
-        if not kept or whole:
-            found[rows] = (some.full if whole else some.empty).cpu().double()
-            continue
-        found[rows] = _margins(anatomy, some, circuit, kept).cpu().double()
-        cost.forwards += len(rows)
-    return found
+    if not kept:
+        return known.empty.cpu().double()
+    if circuit.neurons is None and torch.equal(circuit.edges, anatomy.graph.real):
+        return known.full.cpu().double()
+    cost.forwards += len(known.batch.rows)
+    return _margins(anatomy, known, circuit, kept).cpu().double()
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ class Circuit:
     """Pairs of a batch, as `parity` weights them."""
     margin: Annotated[float, Ge(0)] = 0.1
     """The least m(full) - m(empty), in logits, that shares are told of."""
-    tokens: Annotated[int, Ge(1)] = 2048
+    tokens: Annotated[int, Ge(1)] = 512
     """Of one forward."""
     sampling: Sampling = field(default_factory=Sampling)
     """How `ugs` learns."""
@@ -207,14 +207,12 @@ def study(
     finding, judging = split(pairs.kept, settings)
     _forget_peak(hosted)
     scores = yield from _scores(anatomy, finding, settings, cost)
-    known = []
-    for batch in in_batches(judging, settings.tokens, hosted.device):
-        known.append(know(anatomy, batch, cost))
-        yield Progress(stage="runs", done=sum(len(k.batch.rows) for k in known), total=len(judging))
+    batches = in_batches(judging, settings.tokens, hosted.device)
     found = yield from measure(
         anatomy,
-        known,
+        (know(anatomy, batch, cost) for batch in batches),
         scores,
+        pairs=len(judging),
         level=settings.level,
         way=settings.way,
         sizes=settings.sizes,
@@ -261,7 +259,7 @@ def _scores(anatomy: Anatomy, pairs: Sequence[PairIds], settings: Circuit, cost:
     if settings.method == "ugs":
         return (yield from sampled_masks(anatomy, batches, settings.sampling, cost))
     if settings.method == "exact" and settings.level == "node":
-        known = [know(anatomy, batch, cost) for batch in batches]
+        known = (know(anatomy, batch, cost) for batch in batches)
         return (yield from patch_nodes_exactly(anatomy, known, cost))
     other = yield from _replacement(anatomy, batches, settings, cost)
     if settings.method == "exact":

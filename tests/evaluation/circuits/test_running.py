@@ -18,6 +18,13 @@ def known(anatomies, batches):
     }
 
 
+def together(anatomy, known, circuit, cost=None):
+    found = torch.zeros(5, dtype=torch.float64)
+    for some in known:
+        found[list(some.batch.rows)] = margins(anatomy, some, circuit, cost or Cost())
+    return found
+
+
 def drawn(graph, seed=0):
     draw = torch.Generator().manual_seed(seed)
 
@@ -48,7 +55,7 @@ def test_every_size_equals_the_slow_way(  # noqa: PLR0913, PLR0917 - fixtures
     graph, kind = anatomy.graph, anatomy.family.kind
     count = int(share * graph.edges)
     circuit = select(graph, drawn(graph), count, level="edge", absolute=True, way=way)
-    found = margins(anatomy, known[kind], circuit, Cost())
+    found = together(anatomy, known[kind], circuit)
     close(kind, found, slowly(slow(anatomy), batches, circuit.edges))
 
 
@@ -57,7 +64,7 @@ def test_what_pruning_removes_does_not_matter(anatomy, known, batches, slow, clo
     unpruned = graph.real & (drawn(graph).edges > 0.7)
     pruned = prune(graph, unpruned)
     assert pruned.sum() < unpruned.sum()
-    found = margins(anatomy, known[kind], Subgraph(pruned), Cost())
+    found = together(anatomy, known[kind], Subgraph(pruned))
     close(kind, found, slowly(slow(anatomy), batches, unpruned))
 
 
@@ -65,7 +72,7 @@ def test_all_edges_are_the_clean_run_and_none_the_corrupted_one(anatomy, known, 
     graph, kind, model = anatomy.graph, anatomy.family.kind, anatomy.hosted.modules["lm"]
     everything, nothing = full(graph), Subgraph(torch.zeros_like(graph.real))
     cost = Cost()
-    ends = [margins(anatomy, known[kind], c, cost) for c in (everything, nothing)]
+    ends = [together(anatomy, known[kind], c, cost) for c in (everything, nothing)]
     assert cost.forwards == 0
     for batch in batches:
         for ids, found in zip((batch.clean, batch.corrupted), ends, strict=True):
@@ -97,7 +104,7 @@ def test_a_node_circuit_is_a_forward_with_replaced_outputs(
             now = plainly.run(batch.clean, held=held)[0][u]
             held[u] = keeps[u] * now + (1 - keeps[u]) * corrupted[u]
         expected[list(batch.rows)] = batch.margins(plainly.run(batch.clean, held=held)[1])
-    found = margins(anatomy, known[kind], circuit, Cost())
+    found = together(anatomy, known[kind], circuit)
     assert 0 < circuit.size(graph) < graph.edges
     close(kind, found, expected)
 
@@ -105,6 +112,6 @@ def test_a_node_circuit_is_a_forward_with_replaced_outputs(
 def test_rows_in_small_parts_are_rows_together(anatomies, known, monkeypatch, close):
     anatomy = anatomies["llama"]
     circuit = select(anatomy.graph, drawn(anatomy.graph), 60, level="edge", absolute=True)
-    together = margins(anatomy, known["llama"], circuit, Cost())
+    whole = together(anatomy, known["llama"], circuit)
     monkeypatch.setattr(running, "ROOM_BYTES", 1)
-    close("llama", margins(anatomy, known["llama"], circuit, Cost()), together)
+    close("llama", together(anatomy, known["llama"], circuit), whole)
