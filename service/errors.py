@@ -36,7 +36,7 @@ class LiteralExtraBody(Refusal):
 
 
 class NotOffered(Refusal):
-    """A key of OpenAI's API that hosted models cannot honour."""
+    """A key of OpenAI's API that hosted models, or the one that is asked, cannot honour."""
 
     def __init__(self, param: str, reason: str) -> None:
         super().__init__(f"{param!r} is not offered: {reason}", remedy="Leave it out.", param=param)
@@ -352,13 +352,59 @@ class MoreThanOnePicture(Refusal):
 
 
 class NotAnImage(Refusal):
-    """An image target that does not decode."""
+    """A picture that does not decode: of another kind, cut off, or broken."""
 
     def __init__(self, param: str) -> None:
         super().__init__(
             f"{param} is not a picture.",
             remedy="Send PNG, JPEG or WebP as base64 or as a data URI.",
             param=param,
+        )
+
+
+class BadPicture(Refusal):
+    """A picture that is one, or says so, and is not looked at: it moves, or no model would."""
+
+    def __init__(self, param: str, why: str) -> None:
+        super().__init__(
+            f"{param} is not looked at: {why}.",
+            remedy="Send one still PNG, JPEG or WebP as data:image/png;base64,..., resized to what "
+            "the model needs.",
+            param=param,
+        )
+
+
+class PictureOutOfReach(Refusal):
+    """The address of a picture that this service may not or cannot fetch."""
+
+    def __init__(self, param: str, why: str) -> None:
+        super().__init__(
+            f"The picture at {param} is not fetched: {why}.",
+            remedy="Send the picture itself as data:image/png;base64,...; the operator sets "
+            "remote.hosts.",
+            param=param,
+        )
+
+
+class NoBackPatch(Refusal):
+    """A preset that steers, where a plan of back-patching is needed."""
+
+    def __init__(self, name: str, param: str) -> None:
+        super().__init__(
+            f"{name} is a preset that steers; it has no plan of back-patching.",
+            remedy="Name it as `steering.preset`; GET /v1/presets lists others.",
+            param=param,
+        )
+
+
+class BackPatchTwice(Refusal):
+    """Two plans of back-patching for one answer."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(
+            f"{one} and {other} are two plans of back-patching; an answer carries one.",
+            remedy="Leave one out, or write both as `pairs` of one plan.",
+            param=other,
         )
 
 

@@ -1,6 +1,6 @@
 """The host of a configured model: by what its family's models do."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from models.family import Modality
 from models.loading import family_of
@@ -15,7 +15,8 @@ from service.workbench import HostEvent, ImageOrder, LensOrder
 
 AnyHost = ImageHost | LanguageHost
 AnyOrder = ImageOrder | LensOrder | TextOrder
-_LANGUAGE_ONLY = ("saes", "capacity", "prefill_tokens", "prefix_bytes")
+_SEEING_ONLY = ("sight_bytes",)
+_LANGUAGE_ONLY = ("saes", "capacity", "prefill_tokens", "prefix_bytes", *_SEEING_ONLY)
 _PICTURES_ONLY = (
     "denoiser_dtype",
     "steps",
@@ -26,6 +27,12 @@ _PICTURES_ONLY = (
     "mode",
     "cache_bytes",
 )
+_FOREIGN: Mapping[Modality, tuple[str, ...]] = {
+    "text-to-image": _LANGUAGE_ONLY,
+    "language": (*_PICTURES_ONLY, *_SEEING_ONLY),
+    "vision-language": _PICTURES_ONLY,
+}
+"""Per modality the keys that mean nothing there."""
 
 
 def host_of(model: Model, settings: Settings, registry: Registry) -> AnyHost:
@@ -36,9 +43,8 @@ def host_of(model: Model, settings: Settings, registry: Registry) -> AnyHost:
         Refusal: It cannot be loaded.
     """
     modality = family_of(weights_of(model), model.family or None).modality
-    writes = modality == "language"
-    _check_keys(model, modality, _PICTURES_ONLY if writes else _LANGUAGE_ONLY)
-    return (LanguageHost if writes else ImageHost)(model, settings, registry)
+    _check_keys(model, modality, _FOREIGN[modality])
+    return (ImageHost if modality == "text-to-image" else LanguageHost)(model, settings, registry)
 
 
 def _check_keys(model: Model, modality: Modality, foreign: tuple[str, ...]) -> None:

@@ -28,6 +28,7 @@ from models.hosted import HostedModel
 from service import limits
 from service.errors import BadRequest, Crashed, UnknownKey, UnknownMethod
 from service.lineage import descended, newest
+from service.pictures_in import picture_bytes
 from service.problems import problem_of
 from service.registry import Registry
 from service.registry.errors import LeaseLost
@@ -61,7 +62,7 @@ def fit_payload(body: FactBody, bounds: Limits) -> dict[str, Any]:
     payload = body.model_dump(exclude={*_PICTURES, "options"})
     for name in _PICTURES:
         told = enumerate(getattr(body, name))
-        pictures = [limits.picture_bytes(text, f"{name}[{i}]", bounds) for i, text in told]
+        pictures = [picture_bytes(text, f"{name}[{i}]", bounds) for i, text in told]
         payload[name] = [base64.b64encode(p).decode() for p in pictures]
     payload["options"] = checked_options(body.method, body.options)
     fact_of(payload)

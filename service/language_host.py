@@ -23,11 +23,14 @@ from engines.slots.admission import check
 from engines.slots.choosing import engine_for
 from engines.slots.request import LAST, Event, Generation
 from engines.store import DigestStore
+from models.decoder import TOWER
 from models.errors import MethodNotApplicable
 from models.language import Language
 from models.loading import load
 from models.patch import Patch
+from models.sight import Sight
 from service import adopting
+from service.backpatching import in_prompt
 from service.composing import Compositions
 from service.dictionaries import Dictionaries
 from service.evaluations import Evaluator
@@ -39,6 +42,7 @@ from service.modality import DrawsNothing
 from service.orders import Prepared, TextEvent, TextOrder
 from service.owning import drained
 from service.patience import Desk, Patience
+from service.pictures_in import looked
 from service.questions import Question
 from service.registry import Registry
 from service.registry.grammar import PUBLIC
@@ -90,6 +94,7 @@ class LanguageHost(DrawsNothing):
             budget=model.prefill_tokens,
             cache_bytes=model.prefix_bytes,
             max_waiting=model.max_waiting,
+            sight_bytes=model.sight_bytes,
             threads=model.threads,
         )
         self.deltas = DigestStore(registry.edits.blob, Delta.read, model.store_bytes)
@@ -178,23 +183,24 @@ class LanguageHost(DrawsNothing):
         """Write the order's texts; closing the iterator frees their rows."""
         patience = Patience(order.seconds)
         composed = await asyncio.to_thread(self.compositions.of, order.edits)
-        prompts = await asyncio.to_thread(self._prompts, order)
+        prompts, sight = await self._read(order, patience)
         steered = [Steered()] * len(prompts)
         if order.steering:
             steered = await self.desk.run(
-                lambda its: [self.steering.plan(order, ids, its) for ids in prompts],
+                lambda its: [self._planned(order, ids, sight, its) for ids in prompts],
                 patience.remaining,
             )
             await asyncio.to_thread(self._check_evidence, order.tenant, steered)
         patches = [composed.patch | plan.patch for plan in steered]
         patience.check()  # what planning took is not there for writing
         order = replace(order, seconds=patience.remaining or 0.0)
-        lines = lines_of(order, prompts, patches, self.engine.capacity)
+        sights = [sight] * len(prompts)
+        lines = lines_of(order, prompts, patches, self.engine.capacity, sights)
         telling = Telling(order, lines)
         requests = [line.request for line in lines]
         tokens = order.streamed or order.logprobs is not None
         async with Texts(self.engine, requests, tokens=tokens) as texts:
-            yield self._prepared(composed, prompts, patches, steered)
+            yield self._prepared(order, composed, prompts, patches, steered)
             async for bundle in texts.bundles():
                 for happened in telling.of(bundle):
                     yield happened
@@ -205,30 +211,56 @@ class LanguageHost(DrawsNothing):
             reports = [report for plan in steered for report in plan.reports]
             check_features(self.registry, tenant, self.name, self.hosted.fingerprint, reports)
 
-    def _prompts(self, order: TextOrder) -> list[list[int]]:
+    async def _read(
+        self, order: TextOrder, patience: Patience
+    ) -> tuple[list[list[int]], Sight | None]:
+        """What the rows read. Pictures are decoded at the desk, so that few are at a time."""
+        if not order.pictures:
+            return await asyncio.to_thread(self._prompts, order)
+        return await self.desk.run(lambda _: self._prompts(order), patience.remaining)
+
+    def _prompts(self, order: TextOrder) -> tuple[list[list[int]], Sight | None]:
         """What the rows read, as token ids that the engine takes: looked at before anything runs.
 
         Raises:
             BadGeneration, ContextTooLong: The engine does not take them.
+            NotAnImage, BadPicture: A picture that does not decode, or that the model's processor
+                refuses.
         """
+        sight = None
         if order.messages is not None:
-            prompts = [self.family.chat(self.hosted, order.messages)]
+            ids, sight = looked(self.hosted, order.messages, order.pictures)
+            prompts = [ids]
         else:
             prompts = [
                 self.family.tokenize(self.hosted, p) if isinstance(p, str) else list(p)
                 for p in order.prompts
             ]
         capacity, plain = self.engine.capacity, replace(order, compare=False)
+        patches, sights = [Patch()] * len(prompts), [sight] * len(prompts)
         try:
-            for line in lines_of(plain, prompts, [Patch()] * len(prompts), capacity):
+            for line in lines_of(plain, prompts, patches, capacity, sights):
                 check(line.request, vocab=self.family.vocab_size(self.hosted), capacity=capacity)
         except ContextTooLong as refusal:
             refusal.param = "prompt" if order.messages is None else "messages"
             raise
-        return prompts
+        return prompts, sight
+
+    def _planned(
+        self, order: TextOrder, ids: Sequence[int], sight: Sight | None, patience: Patience
+    ) -> Steered:
+        """What the order's steering means for a row that reads these tokens and pictures."""
+        steered = self.steering.plan(order, ids, patience, sight)
+        layers = len(self.hosted.towers.get(TOWER, ()))
+        return in_prompt(steered, order.steering, len(ids), sight, layers)
+
+    def _said(self, order: TextOrder, ids: Sequence[int]) -> str:
+        """A prompt as text; a conversation's is not repeated, and may have no words for a token."""
+        return "" if order.messages is not None else self.family.detokenize(self.hosted, ids)
 
     def _prepared(
         self,
+        order: TextOrder,
         composed: Composition,
         prompts: Sequence[Sequence[int]],
         patches: Sequence[Patch],
@@ -244,9 +276,10 @@ class LanguageHost(DrawsNothing):
             vif=composed.vif,
             strain=composed.strain,
             warnings=(*composed.warnings, *dict.fromkeys(w for p in plans for w in p.warnings)),
-            steering=reports_of([plan.reports for plan in plans]),
+            steering=reports_of([plan.steering for plan in plans]),
             whole=reports_of([plan.whole for plan in plans]),
-            prompts=tuple(self.family.detokenize(self.hosted, ids) for ids in prompts),
+            backpatch=reports_of([plan.backpatch for plan in plans]),
+            prompts=tuple(self._said(order, ids) for ids in prompts),
             prompt_tokens=tuple(len(ids) for ids in prompts),
             engine={
                 "kind": self.engine.kind,

@@ -18,7 +18,9 @@ from engines.slots.request import (
     Token,
 )
 from models.patch import Patch
+from models.sight import Sight
 from models.site import Site
+from service.backpatching import backpatched, is_detour
 from service.orders import Ended, Likely, TextEvent, TextOrder, TokenTold, Wrote
 from service.problems import problem_of
 
@@ -37,9 +39,21 @@ class Line:
 
 
 def lines_of(
-    order: TextOrder, prompts: Sequence[Sequence[int]], patches: Sequence[Patch], capacity: int
+    order: TextOrder,
+    prompts: Sequence[Sequence[int]],
+    patches: Sequence[Patch],
+    capacity: int,
+    sights: Sequence[Sight | None] = (),
 ) -> list[Line]:
-    """The engine's requests: every prompt under its patch, and plain where twins are wanted."""
+    """The engine's requests: every prompt under its patch, and plain where twins are wanted.
+
+    Args:
+        order: What was asked.
+        prompts: Token ids.
+        patches: One for each prompt.
+        capacity: Tokens of a row.
+        sights: The pictures of each prompt; empty where no prompt has one.
+    """
     lines: list[Line] = []
     for place, (ids, patch) in enumerate(zip(prompts, patches, strict=True)):
         for plain in (False, True) if order.compare else (False,):
@@ -47,6 +61,7 @@ def lines_of(
                 id=f"{order.id}-{place}{'-plain' if plain else ''}",
                 realm=order.tenant,
                 ids=tuple(ids),
+                sight=sights[place] if sights else None,
                 patch=Patch() if plain else patch,
                 sampling=Sampling(**asdict(order.sampling)),
                 max_tokens=_tokens(order, len(ids), capacity),
@@ -168,6 +183,7 @@ def _facts(event: Finished) -> dict[str, Any]:
         "seed": event.seed,
         "stop": event.stop,
         "tokens_steered": steered(event.tokens_changed),
+        "tokens_backpatched": backpatched(event.tokens_changed),
         "tokens_changed": dict(event.tokens_changed),
         "prompt_tokens": event.prompt_tokens,
         "cached_tokens": event.cached_tokens,
@@ -180,4 +196,9 @@ def _facts(event: Finished) -> dict[str, Any]:
 
 def steered(changed: Mapping[str, int]) -> int:
     """Tokens whose stream was moved; several sites move the same tokens."""
-    return max((n for site, n in changed.items() if Site.parse(site).kind == "stream"), default=0)
+    streams = (
+        tokens
+        for place, tokens in changed.items()
+        if not is_detour(place) and Site.parse(place).kind == "stream"
+    )
+    return max(streams, default=0)

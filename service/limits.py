@@ -1,17 +1,12 @@
 """The operator's bounds on one request; each refusal names the key."""
 
-import base64
-import binascii
-import io
-import warnings
 from collections.abc import Sequence
 
-from PIL import Image
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BadRequest, BodyTooLarge, NotAnImage, TooManyPictures, TooMuch
+from service.errors import BadRequest, BodyTooLarge, TooManyPictures, TooMuch
 from service.problems import answer
 from service.schema import EditUse, FactBody, ImageBody
 from service.settings import Limits
@@ -112,30 +107,6 @@ def size_of(size: str | None) -> tuple[int | None, int | None]:
         return None, None
     width, height = size.split("x")
     return int(height), int(width)
-
-
-def picture_bytes(text: str, param: str, limits: Limits) -> bytes:
-    """The picture of a base64 text or data URI, checked to be a whole one.
-
-    Raises:
-        NotAnImage: It does not decode.
-        TooMuch: More bytes or pixels than allowed; pixels are read from the header only.
-    """
-    encoded = text.partition("base64,")[2] if text.startswith("data:") else text
-    within({param: (len(encoded) * 3 // 4, limits.target_image_bytes)})
-    try:
-        data = base64.b64decode(encoded, validate=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
-    except (binascii.Error, OSError, ValueError, Image.DecompressionBombError):
-        raise NotAnImage(param) from None
-    within({param: (opened.width * opened.height, limits.target_image_pixels)})
-    try:
-        opened.load()
-    except (OSError, ValueError, SyntaxError):
-        raise NotAnImage(param) from None
-    return data
 
 
 def check_total(edits: int, limits: Limits) -> None:

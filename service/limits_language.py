@@ -6,10 +6,11 @@ Each refusal names the key.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from service.backpatching import KIND, is_backpatch
 from service.errors import BadRequest, BadSteering, NotOffered, TooMuch
 from service.limits import check_edits, within
 from service.resolving import Wanted
-from service.schema_language import ChatBody, CompletionBody, GenerationBody, Message
+from service.schema_language import ChatBody, CompletionBody, GenerationBody, Message, Part
 from service.schema_steering import Entry, Features, PresetUse, Together, places_of
 from service.settings import Limits
 
@@ -20,7 +21,7 @@ def check_chat(body: ChatBody, limits: Limits) -> None:
     """Refuse what chat cannot honour or the operator does not allow.
 
     Raises:
-        NotOffered: Tools, pictures, other formats than text.
+        NotOffered: Tools, parts that are no texts and no pictures, other formats than text.
         TooMuch: Naming the key, what was asked and the limit.
     """
     for param, reason in _unoffered(body):
@@ -37,7 +38,12 @@ def check_chat(body: ChatBody, limits: Limits) -> None:
     }
     within(asked)
     within({"messages": (written, limits.text_characters)})
+    pictures = sum(part.image_url is not None for m in body.messages for part in m.content or ())
+    if pictures > limits.input_pictures:
+        raise TooMuch("messages", pictures, limits.input_pictures, " pictures")
     _check_generation(body, 1, limits)
+    if isinstance(body.backpatch, PresetUse):
+        _alone(body.backpatch, "backpatch")
 
 
 def check_completion(body: CompletionBody, limits: Limits) -> None:
@@ -67,6 +73,8 @@ def check_steering(entries: Sequence[Entry], limits: Limits) -> None:
     """Refuse keys of `steering` that do not go together, and too many or too strong ones."""
     count = 0
     for where, entry in zip(places_of(entries), entries, strict=True):
+        if getattr(entry, "kind", None) == KIND:
+            continue  # its own schema says all, and `check_wanted` bounds it
         if isinstance(entry, PresetUse):
             _alone(entry, where)
         elif isinstance(entry, Together | Features):
@@ -93,11 +101,16 @@ def _uses(entry: Entry, kind: str) -> Sequence[Any]:
 def check_wanted(wanted: Wanted, limits: Limits, *, compare: bool) -> None:
     """Refuse more steering than allowed, however it was named, and a comparison with itself."""
     steering = wanted.steering
-    within({"steering": (sum(entry.changes for entry in steering), limits.steering)})
+    plans = [entry for entry in steering if is_backpatch(entry)]
+    changes = sum(entry.changes for entry in steering) - len(plans)
+    within({"steering": (changes, limits.steering)})
+    for plan in plans:
+        within({f"{plan.place}.loops": (plan.method.loops, limits.backpatch_loops)})
     if compare and not (steering or wanted.edits):
         raise BadRequest(
-            "There is nothing to compare: no edit and no steering is named.",
-            remedy="Name one (`edits`, `steering`, or in the model's name), or leave compare out.",
+            "There is nothing to compare: no edit, steering or back-patching is named.",
+            remedy="Name one (`edits`, `steering`, `backpatch`, or in the model's name), or leave "
+            "compare out.",
             param="compare",
         )
 
@@ -169,15 +182,35 @@ def _unread(message: Message, where: str) -> Iterator[tuple[str, str]]:
             param=f"{where}.content",
         )
     for j, part in enumerate(message.content):
-        if part.type != "text":
-            kind = {"image_url": "pictures"}.get(part.type, f"parts of the type {part.type!r}")
-            yield f"{where}.content[{j}]", f"this model reads text, no {kind}."
-        if part.text is None:
-            raise BadRequest(
-                f"{where}.content[{j}] has no text.",
-                remedy='Write {"type": "text", "text": "..."}.',
-                param=f"{where}.content[{j}].text",
-            )
+        yield from _of_part(part, message.role, f"{where}.content[{j}]")
+
+
+def _of_part(part: Part, role: str, where: str) -> Iterator[tuple[str, str]]:
+    """What a part has that is not read; BadRequest for one that does not say what it is."""
+    if part.type not in _PARTS:
+        yield where, f"models read texts and pictures, no parts of the type {part.type!r}."
+        return
+    key, other = _PARTS[part.type]
+    if getattr(part, key) is None:
+        raise BadRequest(
+            f"{where} has no {key}.", remedy=f"Write {_WRITTEN[key]}.", param=f"{where}.{key}"
+        )
+    if getattr(part, other) is not None:
+        raise BadRequest(
+            f"{where} is of the type {part.type!r}; its {other} would be ignored.",
+            remedy="Send it as a part of its own.",
+            param=f"{where}.{other}",
+        )
+    if part.image_url is not None and role != "user":
+        yield where, f"chat templates have no place for a picture of the {role}."
+
+
+_PARTS = {"text": ("text", "image_url"), "image_url": ("image_url", "text")}
+"""By type the key that a part has, and the one that it has not."""
+_WRITTEN = {
+    "text": '{"type": "text", "text": "..."}',
+    "image_url": '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}',
+}
 
 
 def _alone(entry: PresetUse, where: str) -> None:

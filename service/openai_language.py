@@ -12,6 +12,7 @@ from service.orders import (
     EditOrder,
     Ended,
     Likely,
+    PictureOrder,
     Prepared,
     SamplingOrder,
     TextEvent,
@@ -21,12 +22,13 @@ from service.orders import (
 )
 from service.problems import openai_error
 from service.resolving import Wanted
-from service.schema_language import ChatBody, CompletionBody, GenerationBody, Message
+from service.schema_language import ChatBody, CompletionBody, GenerationBody, ImageUrl, Message
 
 Json = dict[str, Any]
 COMPLETION_TOKENS = 16
 """Of a completion that names no number: OpenAI's default, which its clients rely on."""
 _SAMPLING = tuple(SamplingOrder.__dataclass_fields__)
+_DETAIL = "`detail` changes nothing: a model looks as closely as its own processor does."
 _PLAIN = {"tiller": {"plain": True}}
 
 
@@ -46,11 +48,15 @@ class Asked:
     most: int
 
 
-def chat_order(body: ChatBody, wanted: Wanted, asked: Asked) -> TextOrder:
-    """A conversation as a host understands it."""
+def chat_order(
+    body: ChatBody, wanted: Wanted, asked: Asked, pictures: Sequence[PictureOrder] = ()
+) -> TextOrder:
+    """A conversation as a host understands it; its pictures in the order of their parts."""
     top = (body.top_logprobs or 0) if body.logprobs else None
     return TextOrder(
         messages=tuple(_said(message) for message in body.messages),
+        pictures=tuple(pictures),
+        notes=(_DETAIL,) if any(url.detail != "auto" for _, url in shown(body)) else (),
         logprobs=top,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         **_shared(body, wanted, asked),
@@ -90,10 +96,25 @@ def _shared(body: GenerationBody, wanted: Wanted, asked: Asked, prompts: int = 1
     }
 
 
-def _said(message: Message) -> dict[str, str]:
-    """As chat templates read it: one text per message, and three roles."""
+def shown(body: ChatBody) -> Iterator[tuple[str, ImageUrl]]:
+    """The pictures of a conversation, each with its key."""
+    for i, message in enumerate(body.messages):
+        for j, part in enumerate(message.content or ()):
+            if part.image_url is not None:
+                yield f"messages[{i}].content[{j}].image_url.url", part.image_url
+
+
+def _said(message: Message) -> dict[str, Any]:
+    """As chat templates read it: three roles, and one text per message, or parts with pictures."""
     role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": "".join(part.text or "" for part in message.content or ())}
+    parts = message.content or ()
+    if all(part.image_url is None for part in parts):
+        return {"role": role, "content": "".join(part.text or "" for part in parts)}
+    content = [
+        {"type": "text", "text": part.text} if part.image_url is None else {"type": "image"}
+        for part in parts
+    ]
+    return {"role": role, "content": content}
 
 
 def applied(wanted: Wanted, prepared: Prepared, card: Mapping[str, Any], order: TextOrder) -> Json:
@@ -106,14 +127,21 @@ def applied(wanted: Wanted, prepared: Prepared, card: Mapping[str, Any], order: 
         "edits": [e.as_dict() for e in wanted.edits],
         "steering": [dict(report) for report in prepared.steering],
         "steering_sum": [dict(site) for site in prepared.whole],
+        "backpatch": _one_or_several(prepared.backpatch),
         "patch": prepared.patch,
         "exact": prepared.exact,
         "vif": prepared.vif,
         "strain": prepared.strain,
         "seed": order.seeds[0] if len(order.seeds) == 1 else list(order.seeds),
-        "warnings": list(prepared.warnings),
+        "warnings": [*order.notes, *prepared.warnings],
         "request_id": order.id,
     }
+
+
+def _one_or_several(reports: Sequence[Mapping[str, Any]]) -> Json | list[Json] | None:
+    """A plan's report; of prompts in which it comes to different things, one each."""
+    told = [dict(report) for report in reports]
+    return told if len(told) > 1 else next(iter(told), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,12 +29,18 @@ class VectorOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class PresetOrder:
-    """Where a steering came from; `fingerprint` is of the weights that it was made for."""
+    """Where a steering came from.
+
+    Attributes:
+        fingerprint: Of the weights that it was made for.
+        calibration: What a plan of back-patching was found to gain, if it was calibrated.
+    """
 
     name: str
     version: int
     digest: str
     fingerprint: str
+    calibration: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As the answer says it."""
@@ -64,6 +70,18 @@ class SteeringOrder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureOrder:
+    """A picture of a conversation: PNG, JPEG or WebP whose header was looked at.
+
+    Attributes:
+        place: The key of the request that it stands at: refusals name it.
+    """
+
+    data: bytes = field(repr=False)
+    place: str = "messages"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingOrder:
     """How tokens are drawn: OpenAI's knobs, and those that open models are used with."""
 
@@ -85,19 +103,22 @@ class TextOrder:
 
     Attributes:
         tenant: Whose labels a concept is searched in.
-        messages: A conversation for the model's chat template; None for `prompts`.
+        messages: A conversation for the model's chat template; None for `prompts`. What is said
+            is a text, or parts with an `{"type": "image"}` for each of `pictures`, in order.
         prompts: Texts, or token ids.
         seeds: Of all choices, or one for each prompt; each choice draws from its own generator.
         max_tokens: Of each choice; None as far as its slot reaches, but not beyond `most`.
         logprobs: None for none, else how many of the likeliest tokens are told beside the chosen.
-        compare: Whether each choice has a plain twin: the same seed, no edits and no steering.
+        compare: Whether each choice has a plain twin: the same seed and pictures, and no changes.
+        notes: What the answer warns of besides what the host finds.
         streamed: Whether `Wrote` events are wanted; else all of it stands in `Ended`.
         seconds: How long it may take, queueing included.
     """
 
     id: str
     tenant: str = ""
-    messages: tuple[Mapping[str, str], ...] | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    pictures: tuple[PictureOrder, ...] = ()
     prompts: tuple[str | tuple[int, ...], ...] = ()
     n: int = 1
     seeds: tuple[int, ...] = (0,)
@@ -109,6 +130,7 @@ class TextOrder:
     edits: tuple[EditOrder, ...] = ()
     steering: tuple[SteeringOrder, ...] = ()
     compare: bool = False
+    notes: tuple[str, ...] = ()
     streamed: bool = False
     seconds: float = 300.0
 
@@ -126,7 +148,9 @@ class Prepared:
         exact, vif, strain: Of the edits, as for pictures.
         steering: A report per steerer of the order: features with scores, vectors, norms, digests.
         whole: Per site what all entries together come to.
-        prompts: What was read, as text, per prompt.
+        backpatch: The plan of back-patching after dropping, with the columns that it writes; of
+            several prompts one each, unless they agree.
+        prompts: What was read, as text, per prompt; of a conversation an empty one.
         prompt_tokens: How many tokens that was.
         engine: Which engine, and its bounds.
     """
@@ -138,6 +162,7 @@ class Prepared:
     warnings: tuple[str, ...]
     steering: tuple[Mapping[str, Any], ...]
     whole: tuple[Mapping[str, Any], ...]
+    backpatch: tuple[Mapping[str, Any], ...]
     prompts: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
     engine: Mapping[str, Any]

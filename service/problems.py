@@ -201,8 +201,13 @@ def _unknown(path: str) -> Refusal:
     return of_service.UnknownKey(path)
 
 
+_BRANCHES = ("literal[", "list[", "constrained-", "function-")
+"""How pydantic calls a branch of a key that may be several things: it is no part of the key."""
+
+
 def _path(parts: list[int | str] | tuple[int | str, ...]) -> str:
-    text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts)
+    told = [p for p in parts if isinstance(p, int) or not p.startswith(_BRANCHES)]
+    text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in told)
     return text.removeprefix(".")
 
 

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from service.backpatching import KIND, check_once, told_apart
 from service.errors import (
     EditTwice,
     NamedTwice,
+    NoBackPatch,
     PresetStrength,
     UnknownModel,
     WrongKind,
@@ -22,6 +24,8 @@ from steerers.methods.control_vector import ControlVector
 
 EDIT, VECTOR, PRESET = "edit", "vector", "steering"
 """Kinds of names in the registry that a request may use."""
+BACKPATCH = "backpatch"
+"""The request's key for a plan, which is a steerer like others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +70,12 @@ class Resolver:
         model: str,
         edits: Sequence[EditUse],
         steering: Sequence[Entry] = (),
+        backpatch: Entry | None = None,
     ) -> Wanted:
-        """What `model="base+name@alias"`, `edits` and `steering` mean now.
+        """What `model="base+name@alias"`, `edits`, `steering` and `backpatch` mean now.
 
-        A variant and a model name may name edits, steering presets and vectors alike. All of them
-        add up, in this order: the variant's, the model name's, the request's.
+        A variant and a model name may name edits, presets and vectors alike. All of them add up, in
+        this order: the variant's, the model name's, the request's.
 
         Raises:
             UnknownModel: Neither a hosted model nor a variant.
@@ -80,6 +85,7 @@ class Resolver:
             WrongModel: It was made for another model.
             WrongKind: `edits` names a preset, `preset` names an edit, ...
             EditTwice, NamedTwice: Two names of one version.
+            BackPatchTwice: Two plans of back-patching.
         """
         base, *appended = model.split("+")
         if not all(appended):
@@ -92,7 +98,10 @@ class Resolver:
             named = uses_of(bundle) + named
             if base not in self.hosted:
                 raise UnknownModel(base, ", ".join(self.hosted))
-        return replace(self._wanted(tenant, base, named, edits, steering), variant=variant)
+        placed = list(zip(places_of(steering), steering, strict=True))
+        if backpatch is not None:
+            placed.append((BACKPATCH, backpatch))
+        return replace(self._wanted(tenant, base, named, edits, placed), variant=variant)
 
     def bundle(self, tenant: str, model: str, uses: Sequence[EditUse]) -> Wanted:
         """What a variant of these edits, presets and vectors means now.
@@ -108,7 +117,7 @@ class Resolver:
         base: str,
         named: Sequence[EditUse],
         edits: Sequence[EditUse],
-        steering: Sequence[Entry],
+        steering: Sequence[tuple[str, Entry]],
     ) -> Wanted:
         by_name = [(use, self._version(tenant, base, use.name, BY_NAME)) for use in named]
         by_key = [(use, self._version(tenant, base, use.name, AN_EDIT)) for use in edits]
@@ -117,10 +126,10 @@ class Resolver:
         applied = tuple(_applied(version, use) for use, version, _ in changes)
         _all_different(applied, [param for _, _, param in changes])
         steered = [o for u, v in by_name if v.kind != EDIT for o in self._named(tenant, base, u, v)]
-        places = places_of(steering)
-        for place, entry in zip(places, steering, strict=True):
+        for place, entry in steering:
             steered += self._steering(tenant, base, entry, place)
         _none_twice(by_name, steered)
+        check_once(steered)
         return Wanted(model=base, edits=applied, steering=tuple(steered))
 
     def _variant(self, tenant: str, name: str) -> Variant:
@@ -155,13 +164,17 @@ class Resolver:
         return self._preset(tenant, model, version, "model")
 
     def _preset(self, tenant: str, model: str, version: Version, place: str) -> list[SteeringOrder]:
+        content, calibration = told_apart(version.header)
+        if place == f"{BACKPATCH}.preset" and content.get("kind") != KIND:
+            raise NoBackPatch(version.reference, place)
         came = PresetOrder(
             name=version.name,
             version=version.number,
             digest=version.digest,
             fingerprint=version.fingerprint,
+            calibration=calibration,
         )
-        entry = kept_entry(dict(version.header))
+        entry = kept_entry(content)
         return [
             replace(order, preset=came, place=place)
             for order in self._steering(tenant, model, entry, place)

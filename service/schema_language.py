@@ -19,7 +19,7 @@ from pydantic import (
 
 from engines.slots.admission import COLDEST, LEAST_REPETITION
 from service.schema import SAFE_INTEGER, EditUses, Lenient, plain
-from service.schema_steering import Steerings
+from service.schema_steering import BackPatching, Steerings
 
 Written = Annotated[str, AfterValidator(plain), Field(max_length=1_000_000)]
 """What people and models write; it may be empty."""
@@ -29,10 +29,12 @@ NONE: Any = Field(default_factory=list)
 
 
 class ImageUrl(Lenient):
-    """A picture in a message."""
+    """A picture in a message: PNG, JPEG or WebP."""
 
-    url: Annotated[str, Field(max_length=100_000_000)]
+    url: Annotated[str, Field(max_length=1_000_000_000)]
+    """`data:image/png;base64,...`, or an address at a host that the operator named."""
     detail: Literal["auto", "low", "high"] = "auto"
+    """Taken; a model looks as closely as its own processor does, and the answer says so."""
 
 
 class Part(Lenient):
@@ -147,13 +149,15 @@ class GenerationBody(Lenient):
     edits: EditUses = NONE
     steering: Steerings = NONE
     compare: bool = False
-    """Also answer without edits and steering, from the same seed."""
+    """Also answer without edits, steering and back-patching, from the same seed."""
 
 
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=100_000)]
+    backpatch: BackPatching | None = None
+    """Late representations of the pictures' tokens written back into an early layer."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

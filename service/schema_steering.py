@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from service.schema import Lenient, plain
 from steerers.known import STEERERS
+from steerers.methods.back_patch import BackPatch
 from steerers.methods.control_vector import ControlVector
 from steerers.methods.sae import SAE
 
@@ -43,7 +44,8 @@ def _wired(hint: Any) -> Any:
     if origin is Annotated:
         return Annotated[(_wired(of[0]), *of[1:])]
     if origin is tuple:
-        return list[_wired(of[0])]
+        length = None if of[-1] is Ellipsis else len(of)  # of a pair, say, whose parts are alike
+        return Annotated[list[_wired(of[0])], pydantic.Field(min_length=length, max_length=length)]
     if origin in (Union, UnionType):
         return reduce(or_, map(_wired, of))
     if is_dataclass(hint) and isinstance(hint, type):
@@ -173,6 +175,28 @@ def _steerings(value: object) -> object:
 Steerings = Annotated[
     list[Any], PlainValidator(_steerings, json_schema_input_type=_Asked | list[_Asked])
 ]
+
+
+def _kept_plan(value: object) -> Entry:
+    """A plan of back-patching; its kind goes without saying."""
+    if isinstance(value, Lenient):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError("must be an object")  # noqa: TRY004 - pydantic hears this one
+    return Plan.model_validate({**value, "kind": value.get("kind") or BackPatch.kind})
+
+
+def _asked_plan(value: object) -> Entry:
+    """A preset of one, too."""
+    if isinstance(value, Mapping) and value.get("preset") is not None:
+        return PresetUse.model_validate(value)
+    return _kept_plan(value)
+
+
+Plan: Any = ENTRIES[BackPatch.kind]
+KeptPlan = Annotated[Any, PlainValidator(_kept_plan, json_schema_input_type=Plan)]
+BackPatching = Annotated[Any, PlainValidator(_asked_plan, json_schema_input_type=Plan | PresetUse)]
+"""`backpatch` of a request."""
 
 
 def places_of(entries: Sequence[Entry]) -> list[str]:

@@ -76,8 +76,6 @@ class Evidence(Section):
 
     feature_gate: bool = False
     """Whether a feature steers only after a passed `feature_gate`."""
-    edit_audit: bool = False
-    """Whether an edit takes an alias only after a passed `edit_audit`."""
 
 
 class Model(Section):
@@ -126,6 +124,8 @@ class Model(Section):
     """Language models: prompt tokens that are read between two decoding steps."""
     prefix_bytes: Annotated[int, Ge(0)] = 256 * 2**20
     """Language models: keys and values of prompts that were read already."""
+    sight_bytes: Annotated[int, Ge(0)] = 64 * 2**20
+    """Vision-language models: what the vision tower made of pictures that were seen already."""
 
     def over(self, stated: Mapping[str, object]) -> "Model":
         """The same with what the model's `tiller.json` states where nothing was set here.
@@ -145,7 +145,7 @@ class Model(Section):
 class Limits(Section):
     """Bounds on what one request may ask for."""
 
-    body_bytes: Annotated[int, Ge(1024)] = 32 * 2**20
+    body_bytes: Annotated[int, Ge(1024)] = 64 * 2**20
     images: Annotated[int, Ge(1), Le(10)] = 10
     lens_pictures: Annotated[int, Ge(1), Le(1000)] = 100
     """Layers times seeds of one look through the lens."""
@@ -181,9 +181,37 @@ class Limits(Section):
     """Of one of them, in the units of its mode."""
     steering_ratio: Annotated[float, Gt(0)] = 10.0
     """Of a change's norm to the stream's own norm, per site."""
+    input_pictures: Annotated[int, Ge(0), Le(1000)] = 8
+    """That a conversation shows."""
+    input_picture_bytes: Annotated[int, Ge(1024)] = 8 * 2**20
+    """Of one of them, as PNG, JPEG or WebP."""
+    input_pixels: Annotated[int, Ge(64)] = 32 * 2**20
+    """Of all of them together."""
+    backpatch_loops: Annotated[int, Ge(1), Le(10)] = 10
+    """Of one plan: each reads the prompt up to its last picture once more."""
+    calibration_examples: Annotated[int, Ge(8)] = 2000
+    """Of one calibration of back-patching."""
+    calibration_bytes: Annotated[int, Ge(1024)] = 128 * 2**20
+    """Of their pictures together, unpacked."""
+    calibration_plans: Annotated[int, Ge(1)] = 4000
+    """That one of them tries."""
     pictures_bytes: Annotated[int, Ge(2**20)] = 512 * 2**20
     pictures_seconds: Annotated[float, Gt(0)] = 3600.0
     """How long a picture's address works."""
+
+
+class Remote(Section):
+    """Pictures that requests name by an address: from nowhere, unless hosts are named."""
+
+    hosts: tuple[Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9.:\[\]-]+$")], ...] = ()
+    """`images.example.org`, `*.example.org` for all below it, `example.org:8443`."""
+    seconds: Annotated[float, Gt(0), Le(600)] = 10.0
+    """For one picture, every hop included."""
+    redirects: Annotated[int, Ge(0), Le(10)] = 3
+    plain_http: bool = False
+    """Whether addresses may begin with http://, which anybody on the way can change."""
+    private: bool = False
+    """Whether a named host may be inside the operator's own network."""
 
 
 class Quotas(Section):
@@ -248,6 +276,7 @@ class Settings(Section):
     storage: Storage = Storage()
     models: tuple[Model, ...] = ()
     limits: Limits = Limits()
+    remote: Remote = Remote()
     quotas: Quotas = Quotas()
     thresholds: Thresholds = Thresholds()
     conflicts: Conflicts = Conflicts()

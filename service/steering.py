@@ -15,7 +15,9 @@ from models.errors import Refusal, WrongBase
 from models.hosted import HostedModel
 from models.language import Language
 from models.patch import Patch, Shift
+from models.sight import Sight
 from service.dictionaries import Dictionaries
+from service.errors import BadSteering
 from service.orders import SteeringOrder, TextOrder
 from service.owned import at_once, drained
 from service.patience import ENDLESS, Patience
@@ -23,6 +25,7 @@ from service.registry import Registry
 from service.vectors import neutral_norms
 from steerers.control_vectors import Vectors
 from steerers.dictionary import Dictionary
+from steerers.methods.back_patch import BackPatch
 from steerers.methods.control_vector import Direction
 from steerers.planned import Bounds, Planned, Request, of_patch
 from steerers.score import Neutral
@@ -44,6 +47,16 @@ class Steered:
     reports: tuple[Mapping[str, Any], ...] = ()
     whole: tuple[Mapping[str, Any], ...] = ()
     strong: tuple[str, ...] = ()
+
+    @property
+    def steering(self) -> tuple[Mapping[str, Any], ...]:
+        """Reports of what steers: a plan of back-patching is told apart."""
+        return tuple(r for r in self.reports if r["kind"] != BackPatch.kind)
+
+    @property
+    def backpatch(self) -> tuple[Mapping[str, Any], ...]:
+        """The report of the plan of back-patching, if there is one."""
+        return tuple(r for r in self.reports if r["kind"] == BackPatch.kind)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -74,8 +87,14 @@ class Steering:
         """The model."""
         return self.dictionaries.hosted
 
-    def plan(self, order: TextOrder, ids: Sequence[int], patience: Patience = ENDLESS) -> Steered:
-        """What the order's steering means for a row that reads these tokens.
+    def plan(
+        self,
+        order: TextOrder,
+        ids: Sequence[int],
+        patience: Patience = ENDLESS,
+        sight: Sight | None = None,
+    ) -> Steered:
+        """What the order's steering means for a row that reads these tokens, and these pictures.
 
         Raises:
             Refusal: What a steerer, a dictionary or a direction cannot do, as it says itself.
@@ -86,16 +105,16 @@ class Steering:
         request = Request(
             prompt=tuple(ids), special=family.special_ids(self.hosted), bounds=self.bounds
         )
-        asking = _Asking(tenant=order.tenant, request=request, patience=patience)
+        asking = _Asking(tenant=order.tenant, request=request, patience=patience, sight=sight)
         parts, reports = list[Planned](), list[Mapping[str, Any]]()
         for entry in order.steering:
-            came = {} if entry.preset is None else {"preset": entry.preset.as_dict()}
-            with _placed(entry):
+            came = _came(entry)
+            with placed(entry):
                 self._check_base(entry)
                 planned = self._planned(entry, asking)
             parts.append(planned)
             reports.append({**came, **planned.report})
-        with _placed(*order.steering):
+        with placed(*order.steering):
             found = whole(parts, len(ids), self.bounds)
         return Steered(
             patch=found.patch, reports=tuple(reports), whole=found.sites, strong=found.warnings
@@ -105,7 +124,9 @@ class Steering:
         preset = entry.preset
         if preset is not None and preset.fingerprint != self.hosted.fingerprint:
             name = f"{preset.name}@{preset.version}"
-            raise WrongBase(name, preset.fingerprint, self.hosted.name, self.hosted.fingerprint)
+            refusal = WrongBase(name, preset.fingerprint, self.hosted.name, self.hosted.fingerprint)
+            refusal.param = entry.place
+            raise refusal
 
     def _planned(self, entry: SteeringOrder, asking: "_Asking") -> Planned:
         """The steerer's plan; it is handed what the parameters of its `plan` are called."""
@@ -137,16 +158,22 @@ class Steering:
         return Shelf(
             dictionary=dictionary,
             neutral=lambda: known.neutral(dictionary, patience=patience),
-            at_prompt=lambda ids: self._at_prompt(dictionary, ids, patience),
+            at_prompt=lambda ids: self._at_prompt(dictionary, ids, asking),
             scores=lambda features: known.scores(dictionary, features, patience=patience),
             index=lambda: known.lens(dictionary, patience).index,
             labels=lambda concept: known.labels(dictionary, tenant, concept),
             max_activation=lambda feature: self._strongest(dictionary, tenant, feature),
         )
 
-    def _at_prompt(self, dictionary: Dictionary, ids: Sequence[int], patience: Patience) -> Neutral:
+    def _at_prompt(self, dictionary: Dictionary, ids: Sequence[int], asking: "_Asking") -> Neutral:
+        if asking.sight is not None:
+            raise BadSteering(
+                "The largest code of a prompt with pictures is not taken.",
+                remedy="Use a_max `neutral`, as scores are measured.",
+                param="a_max",
+            )
         read = at_once(lambda: at_prompt(self.hosted, dictionary, ids))
-        return drained(self.dictionaries.background, read, patience)
+        return drained(self.dictionaries.background, read, asking.patience)
 
     def _strongest(self, dictionary: Dictionary, tenant: str, feature: int) -> float | None:
         found = self.registry.snippets.of(
@@ -184,25 +211,36 @@ class _Asking:
     tenant: str
     request: Request
     patience: Patience
+    sight: Sight | None = None
 
 
 @contextmanager
-def _placed(*entries: SteeringOrder) -> Iterator[None]:
+def placed(*entries: SteeringOrder) -> Iterator[None]:
     """What is refused inside names the request's own key; of several entries, `steering`."""
     try:
         yield
     except Refusal as refusal:
         places = {entry.place for entry in entries}
         settings = {f.name for entry in entries for f in fields(entry.method)}
-        if refusal.param == "steering" or refusal.param in settings:
+        if refusal.param in ("steering", "method"):
+            refusal.param = _key(places, "steering")
+        elif refusal.param in settings:
             refusal.param = _key(places, refusal.param)
         raise
 
 
 def _key(places: set[str], setting: str) -> str:
     place = places.pop() if len(places) == 1 else "steering"
-    named = not place.startswith("steering") or place.endswith(".preset")
+    named = place == "model" or place.endswith(".preset")
     return place if places or named or setting == "steering" else f"{place}.{setting}"
+
+
+def _came(entry: SteeringOrder) -> dict[str, Any]:
+    """The preset that an entry is from, and what it was found to gain."""
+    if (preset := entry.preset) is None:
+        return {}
+    calibrated = {} if preset.calibration is None else {"calibration": dict(preset.calibration)}
+    return {"preset": preset.as_dict(), **calibrated}
 
 
 def reports_of(told: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[Mapping[str, Any], ...]:

@@ -272,10 +272,11 @@ class TooFewTexts(Refusal):
 class BadBackPatch(Refusal):
     """A plan of back-patching that leads nowhere in this model."""
 
-    def __init__(self, problem: str, key: str) -> None:
+    def __init__(self, problem: str, key: str, remedy: str = "") -> None:
         super().__init__(
             problem,
-            remedy="Use 0 <= target < source < layers and an odd window; `GET /v1/models` tells "
+            remedy=remedy
+            or "Use 0 <= target < source < layers and an odd window; `GET /v1/models` tells "
             "the layers, and a calibration finds a plan.",
-            param=f"backpatch.{key}",
+            param=key,
         )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engines.slots.engine import CACHE_BYTES, LanguageEngine, SlotEngine
+from engines.slots.engine import CACHE_BYTES, SIGHT_BYTES, LanguageEngine, SlotEngine
 from engines.slots.generate import GenerateEngine
 from models.hosted import HostedModel
 from models.language import Language
@@ -16,6 +16,7 @@ def engine_for(
     patience: int | None = 2,
     cache_bytes: int = CACHE_BYTES,
     block: int = 16,
+    sight_bytes: int = SIGHT_BYTES,
     **settings: Any,
 ) -> LanguageEngine:
     """The engine for a language model; TypeError for a model that writes no texts.
@@ -28,6 +29,7 @@ def engine_for(
         patience: As of `SlotEngine`.
         cache_bytes: As of `SlotEngine`.
         block: As of `SlotEngine`.
+        sight_bytes: As of `SlotEngine`.
         settings: As of `LanguageEngine`.
     """
     if isinstance(hosted.family, Language) and hosted.family.writing == "generate":
@@ -39,5 +41,6 @@ def engine_for(
         patience=patience,
         cache_bytes=cache_bytes,
         block=block,
+        sight_bytes=sight_bytes,
         **settings,
     )

@@ -10,10 +10,13 @@ from fastapi import APIRouter, Depends, Request, Response
 from service import limits, limits_language, openai_language
 from service.api.answers import Bench, no_query, reply, stream, while_connected
 from service.auth import Principal, needs
+from service.errors import NotOffered
+from service.fetching import pictures_of
 from service.openai_language import Answer, Asked, ChatShape, CompletionShape
-from service.orders import Ended, Prepared, TextEvent, TextOrder
+from service.orders import Ended, PictureOrder, Prepared, TextEvent, TextOrder
 from service.resolving import Resolver, Wanted
 from service.schema_language import ChatBody, CompletionBody, GenerationBody
+from service.schema_steering import Entry
 from service.workbench import Workbench
 
 router = APIRouter(prefix="/v1", tags=["language"], dependencies=[Depends(no_query)])
@@ -24,8 +27,9 @@ Caller = Annotated[Principal, Depends(needs("infer"))]
 async def chat(request: Request, body: ChatBody, bench: Bench, caller: Caller) -> Response:
     """Answer a conversation, with the named edits and steering applied to this answer only."""
     limits_language.check_chat(body, bench.settings.limits)
-    wanted = await _wanted(body, bench, caller)
-    order = openai_language.chat_order(body, wanted, _asked(request, bench, caller))
+    wanted = await _wanted(body, bench, caller, body.backpatch)
+    pictures = await while_connected(request, _pictures(body, bench, wanted))
+    order = openai_language.chat_order(body, wanted, _asked(request, bench, caller), pictures)
     return await _answered(request, body, bench, wanted, order, ChatShape())
 
 
@@ -51,11 +55,26 @@ def _asked(request: Request, bench: Workbench, caller: Principal) -> Asked:
     )
 
 
-async def _wanted(body: GenerationBody, bench: Workbench, caller: Principal) -> Wanted:
+async def _pictures(body: ChatBody, bench: Workbench, wanted: Wanted) -> tuple[PictureOrder, ...]:
+    """The pictures of a conversation, looked at from outside; for a model that reads some."""
+    shown = list(openai_language.shown(body))
+    if not shown:
+        return ()
+    card = await bench.host(wanted.model).card()
+    if card["modality"] != "vision-language":
+        place = shown[0][0].removesuffix(".image_url.url")
+        raise NotOffered(place, f"{wanted.model} reads text, no pictures.")
+    addresses = [(place, url.url) for place, url in shown]
+    return await pictures_of(addresses, bench.settings.limits, bench.settings.remote)
+
+
+async def _wanted(
+    body: GenerationBody, bench: Workbench, caller: Principal, backpatch: Entry | None = None
+) -> Wanted:
     """The hosted model, the edits and the steering, within the operator's limits."""
     resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
     wanted = await asyncio.to_thread(
-        resolver.resolve, caller.tenant, body.model, body.edits, body.steering
+        resolver.resolve, caller.tenant, body.model, body.edits, body.steering, backpatch
     )
     limits.check_total(len(wanted.edits), bench.settings.limits)
     limits_language.check_wanted(wanted, bench.settings.limits, compare=body.compare)

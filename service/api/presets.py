@@ -1,4 +1,4 @@
-"""`/v1/presets`: steering under a name with versions and aliases."""
+"""`/v1/presets`: steering, or a plan of back-patching, under a name with versions and aliases."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ from pydantic import Field
 from service.api.answers import Bench, reply
 from service.api.edits import Writer
 from service.api.named import EXACT, Noun, PathName, routes
+from service.backpatching import KIND, told_apart
+from service.errors import BadRequest
 from service.limits_language import check_steering
 from service.orders import SteeringOrder
 from service.questions import SettleSteering
@@ -18,10 +20,21 @@ from service.registry.kinds import STEERING
 from service.registry.records import Version
 from service.resolving import Resolver
 from service.schema import Body
-from service.schema_steering import Entry, Features, KeptSteering, Together
+from service.schema_steering import Entry, Features, KeptPlan, KeptSteering, Together
 from service.workbench import Workbench
 
-PRESET = Noun(word="preset", kind=STEERING, content=lambda version: {"steering": version.header})
+
+
+def _content(version: Version) -> dict[str, Any]:
+    """What a version says: what steers, or a plan with what it was found to gain."""
+    entry, calibration = told_apart(version.header)
+    if entry.get("kind") != KIND:
+        return {"steering": entry}
+    plan = {key: value for key, value in entry.items() if key != "kind"}
+    return {"backpatch": plan, "calibration": calibration}
+
+
+PRESET = Noun(word="preset", kind=STEERING, content=_content)
 router = routes(PRESET)
 
 _SETTLED = {"features", "vectors", "concept", "strength", "sae", "count"}
@@ -32,21 +45,38 @@ class PresetBody(Body):
     """`PUT /v1/presets/{name}`: what the next version says."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)]
-    steering: KeptSteering
+    steering: KeptSteering | None = None
     """As in a request. A concept is looked up now: the version keeps the features it found."""
+    backpatch: KeptPlan | None = None
+    """As in a request; a preset has this, or `steering`."""
+
+    @property
+    def entry(self) -> Entry:
+        """What it says, which is a steerer either way.
+
+        Raises:
+            BadRequest: Both are given, or neither.
+        """
+        if (self.steering is None) == (self.backpatch is None):
+            raise BadRequest(
+                "A preset keeps steering, or a plan of back-patching.",
+                remedy="Send one of `steering` and `backpatch`.",
+                param="steering" if self.backpatch is None else "backpatch",
+            )
+        return self.steering if self.backpatch is None else self.backpatch
 
 
 @router.put("/{name}", status_code=201, dependencies=EXACT)
 async def put_preset(
     request: Request, name: PathName, body: PresetBody, bench: Bench, caller: Writer
 ) -> JSONResponse:
-    """Keep steering as the name's next version; the same content is the same version."""
-    check_steering([body.steering], bench.settings.limits)
+    """Keep what the body says as the name's next version; the same content is the same version."""
+    check_steering([body.entry], bench.settings.limits)
     host = bench.host(body.model)
     card = await host.card()
     orders = await asyncio.to_thread(_orders, bench, caller.tenant, body)
     settled = await host.answer(SettleSteering(tenant=caller.tenant, steering=orders))
-    steering, report = _kept(body.steering, orders, settled)
+    steering, report = _kept(body.entry, orders, settled)
     version: Version = await asyncio.to_thread(
         bench.registry.presets.put,
         caller.tenant,
@@ -65,7 +95,8 @@ async def put_preset(
 def _orders(bench: Workbench, tenant: str, body: PresetBody) -> tuple[SteeringOrder, ...]:
     """The steering with every name resolved, as a request's."""
     resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
-    return resolver.resolve(tenant, body.model, (), [body.steering]).steering
+    steering = () if body.steering is None else (body.steering,)
+    return resolver.resolve(tenant, body.model, (), steering, body.backpatch).steering
 
 
 def _kept(
