@@ -86,7 +86,7 @@ def test_rows_with_pictures_plans_and_words_write_what_each_writes_alone(seeing,
     told = desk.ask(engine, *requests)
     found = [tell.ids for tell in told]
     assert found == [alone(seeing, request) for request in requests]
-    assert found[0] != found[1], "the plan is felt"
+    assert (found[0], found[4]) != (found[1], found[5]), "the plan is felt"
     assert told[3].last.tokens_changed["lm.block.1:detour"] == len(requests[3].sight.visual)
 
 
