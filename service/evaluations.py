@@ -37,6 +37,10 @@ from service.schema_evaluations import settings_of
 from service.settings import Model, Settings
 from service.weights import corpus_of, dictionaries_of, weights_of
 
+_PATIENCE_SECONDS = 20.0
+"""For the step under way when the service stops."""
+_LOOKED_AT = 100
+"""Newest jobs among which an equal one is looked for."""
 _SHARES = {
     "rows": (0.0, 0.05),
     "loading": (0.0, 0.05),
@@ -59,6 +63,17 @@ def known(registry: Registry, tenant: str, name: str) -> Version | None:
         return newest(registry, tenant, EVALUATION, name)
     except UnknownName:
         return None
+
+
+def under_way(registry: Registry, tenant: str, name: str) -> Job | None:
+    """The job that an equal request began and that is not finished, if one is."""
+    newest_first = registry.jobs.list(tenant, _LOOKED_AT, None).items
+    for one in newest_first:
+        if one.kind in KINDS and one.state in ("queued", "running") and not one.cancelling:
+            job = registry.jobs.get(one.id, tenant)  # lists leave the payload out
+            if job.payload["id"] == name:
+                return job
+    return None
 
 
 def artifacts(registry: Registry, found: Version) -> dict[str, bytes]:
@@ -87,6 +102,7 @@ class Evaluator:
             settings,
             registry,
         )
+        self._under_way: list[_Thread] = []
         tasks = {kind: Task(begin=self._begin, end=self._kept, shares=_SHARES) for kind in KINDS}
         self._runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
 
@@ -97,6 +113,8 @@ class Evaluator:
     def stop(self) -> None:
         """Give the job under way back."""
         self._runner.stop()
+        for work in self._under_way:
+            work.join(_PATIENCE_SECONDS)
 
     def background(
         self,
@@ -106,7 +124,9 @@ class Evaluator:
         on_error: Callable[[BaseException], None],
     ) -> Ticket:
         """Drain the generator on a thread of its own."""
-        return _Thread(work, on_item, on_done, on_error)
+        thread = _Thread(work, on_item, on_done, on_error)
+        self._under_way = [thread]  # one at a time
+        return thread
 
     def _begin(self, job: Job) -> Generator[Progress, None, Found]:
         kind, payload = KINDS[job.kind], job.payload
@@ -232,7 +252,12 @@ class _Thread:
     ) -> None:
         self._work, self._item, self._done, self._error = work, on_item, on_done, on_error
         self._cancelled = threading.Event()
-        threading.Thread(target=self._drain, name="evaluation", daemon=True).start()
+        self._thread = threading.Thread(target=self._drain, name="evaluation", daemon=True)
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end: a forward that runs on while the process ends would abort it."""
+        self._thread.join(seconds)
 
     def cancel(self) -> None:
         """Stop at the next step."""

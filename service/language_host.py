@@ -34,7 +34,7 @@ from service.backpatching import in_prompt
 from service.composing import Compositions
 from service.dictionaries import Dictionaries
 from service.evaluations import Evaluator
-from service.evidence import check_features
+from service.evidence import Gatekeeper
 from service.feature_jobs import FeatureJobs
 from service.jobs import JobRunner, Task, Ticket
 from service.language_rows import Telling, lines_of
@@ -117,6 +117,12 @@ class LanguageHost(DrawsNothing):
         tasks: dict[str, Task] = {**jobs.tasks, LEARN: learning(self.hosted, registry)}
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
         self.evaluator = Evaluator(model, settings, registry)
+        self.gatekeeper = Gatekeeper(
+            registry=registry,
+            model=model.name,
+            fingerprint=self.hosted.fingerprint,
+            asked=model.evidence,
+        )
         self.started = int(time.time())
         self._warm_up()
 
@@ -190,7 +196,8 @@ class LanguageHost(DrawsNothing):
                 lambda its: [self._planned(order, ids, sight, its) for ids in prompts],
                 patience.remaining,
             )
-            await asyncio.to_thread(self._check_evidence, order.tenant, steered)
+            chosen = [report for plan in steered for report in plan.reports]
+            await asyncio.to_thread(self.gatekeeper.check, order.tenant, chosen)
         patches = [composed.patch | plan.patch for plan in steered]
         patience.check()  # what planning took is not there for writing
         order = replace(order, seconds=patience.remaining or 0.0)
@@ -204,12 +211,6 @@ class LanguageHost(DrawsNothing):
             async for bundle in texts.bundles():
                 for happened in telling.of(bundle):
                     yield happened
-
-    def _check_evidence(self, tenant: str, steered: Sequence[Steered]) -> None:
-        """FeatureNotVerified for features that no gate speaks for, where the model asks for it."""
-        if self.model.evidence.feature_gate:
-            reports = [report for plan in steered for report in plan.reports]
-            check_features(self.registry, tenant, self.name, self.hosted.fingerprint, reports)
 
     async def _read(
         self, order: TextOrder, patience: Patience

@@ -76,6 +76,20 @@ class Evidence(Section):
 
     feature_gate: bool = False
     """Whether a feature steers only after a passed `feature_gate`."""
+    tau: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Of a feature's IIA, at least: as a share of the whole stream's."""
+    margin: Annotated[float, Ge(0), Le(1)] = 0.1
+    """By how much it exceeds random features, at least."""
+    kappa: Annotated[float, Gt(0)] = 0.1
+    """Nats per token by which it moves texts about anything else, at most."""
+    rows: Annotated[int, Ge(1)] = 50
+    """That a gate rests on, at least."""
+    edit_audit: bool = False
+    """Whether an edit takes an alias only after a passed `edit_audit`."""
+    tolerance: Annotated[float, Ge(0), Le(1)] = 0.05
+    """Share of a suite's decisions that may change, and the most that f of its circuit may."""
+    pairs: Annotated[int, Ge(1)] = 10
+    """Of every suite of an audit, at least."""
 
 
 class Model(Section):

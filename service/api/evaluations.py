@@ -13,7 +13,7 @@ from service.api.jobs import accepted, waited
 from service.api.once import Once
 from service.auth import Principal
 from service.datasets import Dataset, dataset_of, find, keep, newest
-from service.evaluations import artifacts, identity, known, result_of
+from service.evaluations import artifacts, identity, known, result_of, under_way
 from service.evidence import policies
 from service.evidence_errors import NoSuchArtifact, WrongRows
 from service.evidence_kinds import KINDS, unzipped, zipped
@@ -106,7 +106,8 @@ async def evaluate(
     before = await asyncio.to_thread(known, bench.registry, caller.tenant, payload["id"])
     if before is not None:
         return reply(request, {**_evaluation_body(before), "cache_hit": True})
-    job = await asyncio.to_thread(
+    job = await asyncio.to_thread(under_way, bench.registry, caller.tenant, payload["id"])
+    job = job or await asyncio.to_thread(
         bench.registry.jobs.create, caller.tenant, body.kind, body.model, payload, caller.name
     )
     return accepted(request, await waited(request, bench, job))

@@ -21,7 +21,8 @@ SITE = "lm.layers.3.mlp.down_proj"
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory, serving):
     """(url, workbench): the miniature under both policies."""
-    asks = {"feature_gate": True, "edit_audit": True}
+    thresholds = {"tau": 0.0, "margin": 0.0, "kappa": 1000.0, "rows": 8, "pairs": 4}
+    asks = {"feature_gate": True, "edit_audit": True, **thresholds}
     model = Model(name=MODEL, path="miniature:language", slots=4, evidence=asks)
     home = tmp_path_factory.mktemp("evidence")
     settings = Settings(home=home, server=Server(port=0, drain_seconds=20.0), models=(model,))
@@ -118,7 +119,10 @@ def test_a_circuit_is_found_with_its_files_and_an_equal_request_is_answered_at_o
     again = tiller.evaluations.start("circuit", model=MODEL, **asked)
     assert again["cache_hit"] and again["evaluation"] == name
     other = tiller.evaluations.start(
-        "circuit", model=MODEL, dataset=names["id"], params={"steps": 3, "method": "random"}
+        "circuit",
+        model=MODEL,
+        dataset=names["id"],
+        params={"sizes": [0.5, 1.0], "method": "random"},
     )
     assert "cache_hit" not in other
     tiller.jobs.wait(other["id"])
@@ -173,17 +177,20 @@ def test_a_feature_steers_only_after_its_gate_was_passed(tiller, http, names):
     assert told["code"] == "feature_not_verified" and told["param"] == "steering"
     assert "feature_gate" in told["message"] and sae in told["message"]
     params = {"sae": sae, "features": [7], "variable": "output_token", "off_target": ["One day."]}
+    # Lenient params of the request do not help: four rows are fewer than the operator asks for.
+    lenient = {**params, "least": 1, "tau": 0.0, "margin": 0.0, "kappa": 1000.0}
+    few = {"max_examples": 4}
+    result = found(tiller, "feature_gate", dataset=names["id"], params=lenient, budget=few)
+    assert "gates.png" in result["artifacts"]
+    assert http.post("/v1/completions", json=ask).json()["error"]["code"] == "feature_not_verified"
     result = found(tiller, "feature_gate", dataset=names["id"], params=params)
     (gate,) = result["report"]["gates"]
-    # Twelve rows say nothing: that is no pass.
-    assert gate["verdict"] == "inconclusive" and "gates.png" in result["artifacts"]
-    assert http.post("/v1/completions", json=ask).json()["error"]["code"] == "feature_not_verified"
-    lenient = {**params, "least": 1, "tau": 0.0, "margin": 0.0, "kappa": 1000.0}
-    result = found(tiller, "feature_gate", dataset=names["id"], params=lenient)
-    (gate,) = result["report"]["gates"]
-    assert gate["verdict"] == ("pass" if not gate["reasons"] else gate["verdict"])
-    answer = http.post("/v1/completions", json=ask)
-    assert answer.status_code == (200 if gate["verdict"] == "pass" else 422), gate
+    assert gate["verdict"] == "inconclusive"  # twelve rows are few, but the operator is content
+    assert result["report"]["kept"] >= 8
+    assert http.post("/v1/completions", json=ask).status_code == 200
+    both = {"features": [{"sae": sae, "feature": f, "strength": 2.0} for f in (7, 9)]}
+    refused = http.post("/v1/completions", json={**ask, "steering": both}).json()["error"]
+    assert refused["code"] == "feature_not_verified" and "feature 9 of" in refused["message"]
     plain = {k: v for k, v in ask.items() if k != "steering"}
     assert http.post("/v1/completions", json=plain).status_code == 200
 
@@ -211,7 +218,8 @@ def test_an_edit_goes_live_only_after_its_audit_was_passed(evidence, tiller, nam
     for name in ("small", "large"):
         assert code(lambda name=name: tiller.edits.promote(name, 1)) == "edit_not_audited"
     params = {"steps": 1, "least": 4}
-    asked = {"suites": {"names": names["id"]}, "params": params}
+    few = {"max_examples": 5}
+    asked = {"suites": {"names": names["id"]}, "params": params, "budget": few}
     kept = found(tiller, "edit_audit", edits=["small"], **asked)
     assert kept["report"]["verdict"] == "pass" and "audit.png" in kept["artifacts"]
     assert tiller.edits.promote("small", 1)["version"] == 1
@@ -219,20 +227,20 @@ def test_an_edit_goes_live_only_after_its_audit_was_passed(evidence, tiller, nam
     assert lost["report"]["verdict"] == "fail"
     assert code(lambda: tiller.edits.promote("large", 1)) == "edit_not_audited"
     under = found(
-        tiller, "circuit", dataset=names["id"], edits=["large"], params={"method": "random"}
+        tiller,
+        "circuit",
+        dataset=names["id"],
+        edits=["large"],
+        params={"method": "random", "sizes": [0.5, 1.0]},
+        budget=few,
     )
     assert under["report"]["provenance"]["edits"] == ["large@1"]
 
 
 def test_policies_are_told(tiller):
-    assert tiller.evaluations.policies() == [
-        {
-            "object": "policy",
-            "model": MODEL,
-            "feature_gate": "required",
-            "edit_audit": "required",
-        }
-    ]
+    (told,) = tiller.evaluations.policies()
+    assert (told["feature_gate"], told["edit_audit"]) == ("required", "required")
+    assert told["thresholds"]["rows"] == 8 and told["thresholds"]["tolerance"] == 0.05
 
 
 @pytest.mark.parametrize(
@@ -263,6 +271,22 @@ def test_a_data_set_without_the_rows_of_a_kind_is_refused(tiller):
         "causal_variable", model=MODEL, dataset=made["id"], params=params
     )
     assert code(ask) == "wrong_rows"
+
+
+def test_what_was_under_way_when_the_service_stopped_is_taken_up_again(tmp_path, serving):
+    model = Model(name=MODEL, path="miniature:language", slots=2)
+    settings = Settings(home=tmp_path, server=Server(port=0, drain_seconds=20.0), models=(model,))
+    with serving(settings) as (url, _), Tiller(url) as tiller:
+        rows = tiller.datasets.make(model=MODEL, generator="ioi", vocabulary="miniature", n=4)
+        asked = {"dataset": rows["id"], "params": {"steps": 40, "sizes": [0.1, 1.0]}}
+        begun = tiller.evaluations.start("circuit", model=MODEL, **asked)
+        again = tiller.evaluations.start("circuit", model=MODEL, **asked)
+        assert again["id"] == begun["id"]  # one job for equal requests
+        while tiller.jobs.show(begun["id"])["state"] == "queued":
+            time.sleep(0.02)
+    with serving(settings) as (url, _), Tiller(url) as tiller:
+        assert tiller.jobs.wait(begun["id"])["result"]["report"]["kept"] == 4
+        assert tiller.evaluations.start("circuit", model=MODEL, **asked)["cache_hit"]
 
 
 def test_an_evaluation_is_cancelled_and_ends_within_its_budget(tiller, names):
