@@ -19,6 +19,7 @@ from editors.delta import Delta
 from editors.moment import Corpus
 from evaluation.edited import merged
 from models.hosted import HostedModel
+from models.language import Language
 from models.loading import load
 from models.progress import Progress
 from service.composing import Compositions
@@ -164,7 +165,7 @@ class Evaluator:
         edits = tuple(EditOrder(**edit) for edit in payload["edits"])
         composed = Compositions(hosted, self._delta).of(edits)
         read = functools.partial(self._dataset, payload["budget"]["max_examples"])
-        named = dictionaries_of(self.model) if hosted.family.modality == "language" else []
+        named = dictionaries_of(self.model) if isinstance(hosted.family, Language) else []
         return Subject(
             hosted=hosted,
             settings=settings_of(kind.settings, payload["params"]),

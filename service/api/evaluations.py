@@ -49,7 +49,7 @@ async def make_dataset(
     dataset = await asyncio.to_thread(dataset_of, body)
     # Only a language model's tokens say now which rows fall out; others say it in the evaluation.
     told: dict[str, Any] = {}
-    if card["modality"] == "language":
+    if "context" in card:
         told = await host.answer(CheckRows(dataset=dataset.data))
     kept = await asyncio.to_thread(
         keep,
