@@ -97,6 +97,19 @@ class Anatomy:
             return into[0].weight.detach().view(3, heads, wide, -1)
         return torch.stack([self._spread(m.weight.detach(), wide) for m in into])
 
+    def projected(
+        self, layer: int, normed: Float[Tensor, "tokens d"]
+    ) -> Float[Tensor, "tokens 3 heads width"]:
+        """What the matrices alone make of a normed stream: no bias, no copy of the matrices."""
+        heads, wide = self.graph.heads, self.head_width
+        made = [
+            nn.functional.linear(normed, m.weight.to(normed.dtype)) for m in self.layers[layer].into
+        ]
+        if self.layers[layer].fused:
+            return made[0].view(-1, 3, heads, wide)
+        own = [part.view(len(normed), -1, wide) for part in made]
+        return torch.stack([x.repeat_interleave(heads // x.shape[1], 1) for x in own], 1)
+
     def biases(self, layer: int) -> Float[Tensor, "3 heads width"] | None:
         """What the linear layers add, per query head; None where they add nothing."""
         heads, wide = self.graph.heads, self.head_width

@@ -77,8 +77,8 @@ class Folded:
             norm = anatomy.attention_norms[layer]
             normed, scale = norm.split(point.attention_in[layer].to(dtype))
             gamma = point.reads[layer].to(dtype).flatten(1, 2) * scale[..., None]
-            weight = (anatomy.reading(layer).to(dtype) * norm.gain).flatten(0, 2)
-            along = (gamma * (normed @ weight.T).view_as(gamma)).sum(-1) / normed.shape[-1]
+            made = anatomy.projected(layer, normed * norm.gain).view_as(gamma)
+            along = (gamma * made).sum(-1) / normed.shape[-1]
             pulled = _pulled(
                 anatomy.mlp_norms[layer], point.mlp_in[layer], point.mlp_normed[layer], dtype
             )
