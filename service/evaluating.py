@@ -28,12 +28,14 @@ from service.asking import (
     pixels,
 )
 from service.client import Tiller, TillerError
+from service.evaluating_backpatch import evaluate_backpatch_command
 from service.evaluating_lens import evaluate_lens_command
 from service.evaluating_steering import evaluate_steering_command
 
 app = typer.Typer(no_args_is_help=True, help="Does it work: measured on judged pictures and texts.")
 app.command("lens")(evaluate_lens_command)
 app.command("steering")(evaluate_steering_command)
+app.command("backpatch")(evaluate_backpatch_command)
 out = Console()
 
 EDIT = "evaluation"

@@ -29,6 +29,17 @@ class Item:
     answer: str
     labels: tuple[str, ...]
 
+    @property
+    def in_picture(self) -> list[dict[str, Any]]:
+        """The question as a conversation about the picture."""
+        parts = [{"type": "image"}, {"type": "text", "text": self.question}]
+        return [{"role": "user", "content": parts}]
+
+    @property
+    def in_words(self) -> list[dict[str, Any]]:
+        """The question as a conversation with the description in the picture's place."""
+        return [{"role": "user", "content": f"{self.description} {self.question}"}]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

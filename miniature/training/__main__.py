@@ -1,16 +1,18 @@
 """`make miniature`: draw and tell the world, train its models, measure them, write their cards.
 
-`python -m miniature.training language` makes the language model alone, `pictures` the others; the
-language model's SAEs are trained by `tiller sae train` on the texts that it leaves in
-`build/miniature/texts.jsonl`. Stages leave their results in `build/miniature` and are skipped when
-these are there, so that an interrupted training goes on. Two cores need about four hours, most of
-them for the denoiser.
+`python -m miniature.training language` makes the language model alone, `sight` the vision-language
+model, `pictures` the others; the language model's SAEs are trained by `tiller sae train` on the
+texts that it leaves in `build/miniature/texts.jsonl`. Stages leave their results in
+`build/miniature` and are skipped when these are there, so that an interrupted training goes on.
+Without `sight` two cores need about four hours, most of them for the denoiser. `sight` takes eight
+minutes on a GPU and is slow without: there its rounds may take `SLOWER` times as long.
 """
 
 import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ from miniature.training import (
     judging,
     language_quality,
     quality,
+    vision_language,
+    vision_language_model,
+    vision_language_quality,
 )
 from miniature.training.bank import Bank, draw_bank
 from miniature.training.denoiser import DenoiserTraining, Recipe, Told, warm_and_cosine
@@ -45,6 +50,8 @@ CLIP_STEPS, BIND_STEPS, VAE_STEPS, JUDGE_STEPS = 2200, 1500, 2600, 2500
 BANK_SEEDS = (1, 2, 3)
 SAE_SEED, SAE_TEXTS = 500_000, 60_000
 """Texts that the language model did not read; about 2.8 million tokens."""
+SLOWER = 150
+"""How many times a GPU's budget of time the vision-language model gets on a CPU: about a day."""
 LEGS = {
     "unet-early": Recipe(steps=3750),
     "unet": Recipe(steps=3000, rate=4e-4, seed=1),
@@ -123,7 +130,31 @@ def language() -> None:
     language_quality.write_card(folder)
 
 
-STAGES = {"pictures": pictures, "language": language}
+def sight() -> None:
+    """The vision-language model, in two rounds, and its card."""
+    folder, early = weights_path("vision-language"), BUILD / "sight-early"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    second = replace(vision_language.SECOND_ROUND, start=str(early))
+    for place, lesson in ((early, vision_language.FIRST_ROUND), (folder, second)):
+        if (place / "model.safetensors").exists():
+            continue
+        seconds = lesson.seconds * (1 if device == "cuda" else SLOWER)
+        lessons = vision_language.train(
+            place,
+            device=device,
+            workers=os.cpu_count() or 1,
+            lesson=replace(lesson, seconds=seconds),
+            shape=vision_language_model.Shape(),
+        )
+        with _bars() as bars:
+            bar = bars.add_task("sight", total=round(seconds))
+            for told in lessons:
+                mean = told.get("mean", 0.0)
+                bars.update(bar, completed=told["seconds"], description=f"sight {mean:.3f}")
+    vision_language_quality.write_card(folder)
+
+
+STAGES = {"pictures": pictures, "language": language, "sight": sight}
 
 
 def _taught(

@@ -88,6 +88,11 @@ class Lesson:
     """1: the decoder is compiled first; minutes, for a faster step."""
 
 
+FIRST_ROUND = Lesson(seconds=280.0)
+SECOND_ROUND = Lesson(
+    seconds=195.0, text_first=0.0, image_share=0.8, muon_rate=7e-3, rate=2e-3, seed=7
+)
+"""It goes on from the first (`start`), with what the first found hard in its batches (`SECOND`)."""
 SMOKE = Lesson(seconds=12, batch=24, drawn=0.01, judged=24, report=5)
 
 
@@ -263,10 +268,12 @@ def train(
             "settings": {**asdict(lesson), **asdict(shape)},
             "steps": steps,
         }
+        if lesson.start:
+            figures["earlier"] = json.loads((Path(lesson.start) / "card.json").read_text())
         if mean(found) > best:
             best = mean(found)
             save(pupil.model, tokenizer, folder, figures)
-        yield {k: v for k, v in figures.items() if k != "settings"}
+        yield {k: v for k, v in figures.items() if k not in {"settings", "earlier"}}
 
 
 def main() -> None:

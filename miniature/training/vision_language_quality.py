@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
 
 from miniature.sight.item import Item
 from miniature.sight.tasks import TASKS, some
-from miniature.training.vision_language import Accuracy, accuracy, held_out_rows, mean
-from miniature.training.vision_language_rows import text_content, told
+from miniature.training.vision_language import Accuracy, mean
+from models.decoder import TOWER
+from models.hosted import HostedModel
+from models.loading import load
+from models.sight import Shown
+from models.vision_language import VisionLanguage
 
 ITEMS, SEED = 400, 77
 """Held-out items of each task, of a seed that training never judged itself on."""
@@ -30,59 +33,103 @@ _ABOUT = {
 }
 
 
+LONGEST = 8
+"""Tokens of an answer."""
+
+
+def answered(hosted: HostedModel, item: Item, *, seen: bool) -> str:
+    """The greedy answer to the picture, or to the words, as the service reads both."""
+    family = seeing(hosted)
+    ids, shown = _read(hosted, item, seen=seen)
+    first, ends = len(ids), family.eos_ids(hosted)
+    for _ in range(LONGEST):
+        told = int(family.logits(hosted, torch.tensor([ids]), shown)[0, -1].argmax())
+        if told in ends:
+            break
+        ids.append(told)
+    return family.detokenize(hosted, ids[first:])
+
+
+def right(hosted: HostedModel, item: Item, *, seen: bool) -> bool:
+    """Whether the greedy answer is the right one, to its end: from one forward over it."""
+    family = seeing(hosted)
+    ids, shown = _read(hosted, item, seen=seen)
+    answer = list(family.tokenize(hosted, item.answer, special=False))
+    logits = family.logits(hosted, torch.tensor([ids + answer]), shown)
+    said = logits[0, len(ids) - 1 :].argmax(dim=-1).tolist()
+    return said[:-1] == answer and said[-1] in family.eos_ids(hosted)
+
+
+def seeing(hosted: HostedModel) -> VisionLanguage:
+    """Its family, which reads pictures."""
+    assert isinstance(hosted.family, VisionLanguage)  # noqa: S101 - it was trained to
+    return hosted.family
+
+
+def _read(hosted: HostedModel, item: Item, *, seen: bool) -> tuple[list[int], list[Shown]]:
+    family = seeing(hosted)
+    if not seen:
+        return list(family.look(hosted, item.in_words, ())[0]), []
+    ids, sight = family.look(hosted, item.in_picture, [item.picture])
+    assert sight is not None  # noqa: S101 - there is a picture
+    return list(ids), [Shown(sight=sight, seen=family.see(hosted, sight))]
+
+
 @torch.inference_mode()
-def answered(model: Any, words: Any, cutter: Any, item: Item, *, seen: bool) -> str:
-    """What the library's greedy `generate` says to the picture, or to the words."""
-    content = item.question if seen else text_content(item)
-    prompt, _ = told(content, "", size=item.picture.size if seen else None)
-    ids = words(prompt, return_tensors="pt").input_ids
-    picture = cutter(item.picture, return_tensors="pt") if seen else {}
-    types = {"mm_token_type_ids": (ids == model.config.image_token_id).int()} if seen else {}
-    said = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=8,
-        do_sample=False,
-        **picture,
-        **types,
-    )
-    return words.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
-
-
-def measured(model: Any, words: Any, items: int = ITEMS, seed: int = SEED) -> Accuracy:
+def measured(hosted: HostedModel, items: int = ITEMS, seed: int = SEED) -> Accuracy:
     """Exact greedy answers to held-out items, by task and modality."""
-    return accuracy(model, held_out_rows(words, items, seed), "cpu", batch=100)
+    found: Accuracy = {}
+    for name in TASKS:
+        asked = some(name, "held-out", items, seed)
+        for modality, seen in (("text", False), ("image", True)):
+            hits = sum(right(hosted, item, seen=seen) for item in asked)
+            found.setdefault(name, {})[modality] = round(hits / items, 4)
+    return found
 
 
+@torch.inference_mode()
 def write_card(folder: Path) -> None:
     """README.md and figures.json beside the model."""
-    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    words, cutter = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoImageProcessor.from_pretrained(folder),
-    )
-    model.eval()
-    found = measured(model, words)
+    hosted = load("miniature-vl", folder)
+    found = measured(hosted)
     trained = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    rounds = [trained["earlier"], trained] if "earlier" in trained else [trained]
     figures = {
         "accuracy": found,
         "items": ITEMS,
         "mean": round(mean(found), 4),
         "seed": SEED,
-        "trained": {name: trained[name] for name in ("seconds", "seed", "steps")},
+        "trained": [{name: one[name] for name in ("seconds", "seed", "steps")} for one in rounds],
     }
     text = json.dumps(figures, indent=1, sort_keys=True) + "\n"
     (folder / "figures.json").write_text(text, encoding="utf-8")
+    parameters = sum(p.numel() for p in hosted.modules[TOWER].parameters())
     card = CARD.format(
-        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        parameters=parameters / 1e6,
         items=ITEMS,
         seed=SEED,
-        steps=trained["steps"],
-        seconds=trained["seconds"],
+        rounds="\n".join(_round(number, one) for number, one in enumerate(rounds, 1)),
         rows="\n".join(_row(name, found[name]) for name in TASKS),
-        samples="\n".join(_samples(model, words, cutter)),
+        samples="\n".join(_samples(hosted)),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+    hosted.close()
+
+
+def _round(number: int, told: dict[str, Any]) -> str:
+    settings = told["settings"]
+    kept = (
+        number,
+        f"{told['seconds']:.0f}",
+        told["steps"],
+        settings["batch"],
+        settings["text_first"],
+        settings["image_share"],
+        settings["muon_rate"],
+        settings["rate"],
+        told["seed"],
+    )
+    return "| " + " | ".join(map(str, kept)) + " |"
 
 
 def _row(name: str, share: dict[str, float]) -> str:
@@ -90,11 +137,11 @@ def _row(name: str, share: dict[str, float]) -> str:
     return f"| {name}: {_ABOUT[name]} | {text:.1f} % | {image:.1f} % | {text - image:+.1f} |"
 
 
-def _samples(model: Any, words: Any, cutter: Any) -> list[str]:
+def _samples(hosted: HostedModel) -> list[str]:
     lines = []
     for name in TASKS:
         for item in some(name, "held-out", 2, SEED + 1):
-            seen, read = (answered(model, words, cutter, item, seen=s) for s in (True, False))
+            seen, read = (answered(hosted, item, seen=s) for s in (True, False))
             lines.append(
                 f"| {item.description} | {item.question} | {item.answer} | {read} | {seen} |"
             )
@@ -110,15 +157,20 @@ tower is shallow and the decoder deep on purpose, so that much of the seeing hap
 Byte-level BPE with digits one by one, Qwen's special tokens, its chat template without a default
 system message. float16.
 
-It was trained from scratch for {seconds:.0f} seconds on one GPU ({steps} steps of 512 rows) on six
-tasks that a program draws and tells (`miniature/sight/`), first in words only, then two thirds in
-pictures. The same question is asked about a picture and about words in its place, so the gap
-between the modalities can be measured. It knows nothing else.
+It was trained on one GPU (H100) on six tasks that a program draws and tells (`miniature/sight/`).
+The same question is asked about a picture and about words in its place, so the gap between the
+modalities can be measured. It knows nothing else. The first round starts from random weights and
+reads words only at first; the second goes on from there and asks more often what was hard. "Words
+first" is that share of a round, "pictures" their share of a batch after it.
+
+| round | seconds | steps | batch | words first | pictures | Muon's rate | AdamW's rate | seed |
+|---|---|---|---|---|---|---|---|---|
+{rounds}
 
 ## Accuracy
 
 Exact greedy answers to {items} held-out items a task (seed {seed}): contents, not only pictures,
-that training never showed.
+that training never showed. Read as the service reads them: the model's own processor, float32.
 
 | task | words | pictures | gap |
 |---|---|---|---|
@@ -132,7 +184,7 @@ Held-out items: the description, the question, what is right, and the answers to
 |---|---|---|---|---|
 {samples}
 
-Made by `python -m miniature.training.vision_language`; see
+Made by `make miniature`; what else was measured, and whether back-patching helps here:
 [the page](../../../docs/miniature-vision-language.md).
 """
 
