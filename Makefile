@@ -64,7 +64,7 @@ bench: $(READY)  ## Ratios, each measured in one run; writes docs/benchmarks.md
 bench-gpu: $(READY)  ## The same on a GPU, for a model of Stable Diffusion 1.5's shape
 	$(BIN)/python -m benches gpu --device cuda
 
-miniature: $(READY)  ## Draw the world and train its models again (hours)
+miniature: $(READY)  ## Draw the world and train its models again (hours; a day without a GPU)
 	$(BIN)/python -m miniature.training
 	for kind in jumprelu topk; do \
 	  $(BIN)/tiller sae train --model miniature/weights/language --name miniature-lm --texts build/miniature/texts.jsonl \
