@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from service.asking import asked_at
+from service.calls import given
 from service.cli import bar
 from service.client import Tiller
 
@@ -72,6 +73,12 @@ def variable(  # noqa: PLR0913, PLR0917 - one argument per option
     dataset: Rows = None,
     model: Model = "miniature-lm",
     featurizer: Annotated[str, typer.Option(help="full, das, dbm, pca, sae, ...")] = "das",
+    save: Annotated[
+        str | None, typer.Option(help="name or name@alias: keep the best unit's direction")
+    ] = None,
+    toward: Annotated[
+        str | None, typer.Option(help="The value that it sets; else a learned direction.")
+    ] = None,
     vocabulary: Words = "miniature",
     n: Count = 120,
     seed: Seed = 0,
@@ -83,6 +90,9 @@ def variable(  # noqa: PLR0913, PLR0917 - one argument per option
 ) -> None:
     """At which layer and token a causal variable sits: interchange interventions."""
     asked: dict[str, Any] = {"variable": name, "featurizer": {"kind": featurizer}, "seed": seed}
+    if save is not None:
+        kept, _, alias = save.partition("@")
+        asked["save"] = given({"name": kept, "alias": alias or None, "toward": toward})
     with asked_at(url, api_key) as tiller:
         only = name if task == "ravel" else None
         rows = _dataset(tiller, model, dataset, task, vocabulary, n, seed, variable=only)
@@ -223,6 +233,8 @@ def _show(tiller: Tiller, found: dict[str, Any], output: Path | None) -> None:
     text = tiller.evaluations.artifact(name, "report.md").decode()
     out.print(text.split("\n## Provenance")[0], markup=False, highlight=False, soft_wrap=True)
     out.print(name, highlight=False)
+    if (kept := found.get("vector")) is not None:
+        out.print(f"[green]✓[/] {kept['name']}@{kept['version']}", highlight=False)
     if output is None:
         return
     output.mkdir(parents=True, exist_ok=True)

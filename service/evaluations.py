@@ -27,6 +27,7 @@ from service.datasets import Dataset, newest
 from service.evidence import audited, gated
 from service.evidence_errors import EvaluationTooLong
 from service.evidence_kinds import KINDS, Found, Kind, Subject, told, unzipped, zipped
+from service.evidence_vectors import registered
 from service.jobs import JobRunner, Task, Ticket
 from service.orders import EditOrder
 from service.registry import Registry
@@ -83,13 +84,15 @@ def artifacts(registry: Registry, found: Version) -> dict[str, bytes]:
 
 
 def result_of(found: Version) -> dict[str, Any]:
-    """What the job of an evaluation comes to."""
+    """What the job of an evaluation comes to; with `vector` where it saved one."""
+    vector = {"vector": found.header["vector"]} if "vector" in found.header else {}
     return {
         "evaluation": found.name,
         "kind": found.header["kind"],
         "report": found.report,
         "artifacts": found.header["artifacts"],
         "location": f"/v1/evaluations/{found.name}",
+        **vector,
     }
 
 
@@ -186,14 +189,18 @@ class Evaluator:
         return Corpus.read(corpus_of(self.model)).texts
 
     def _kept(self, job: Job, found: Found) -> dict[str, Any]:
-        """Keep the files and the verdicts; what the job comes to."""
+        """Keep the files, the verdicts and the direction; what the job comes to."""
+        header: dict[str, Any] = {"kind": job.kind, "artifacts": sorted(found.files)}
+        if found.saved is not None:
+            provenance = found.report["provenance"]
+            header["vector"] = registered(self.registry, job, found.saved, provenance)
         kept = self.registry.edits.register(
             job.tenant,
             job.payload["id"],
             job.model,
             found.report["provenance"]["fingerprint"],
             zipped(found.files),
-            header={"kind": job.kind, "artifacts": sorted(found.files)},
+            header=header,
             report=found.report,
             actor=job.created_by,
             kind=EVALUATION,

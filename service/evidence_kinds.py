@@ -15,7 +15,7 @@ from annotated_types import MaxLen
 from evaluation.advice import LayerAdvice, advise
 from evaluation.audit import EditAudit, Suite, audit
 from evaluation.behaviours.pairs import prepare
-from evaluation.behaviours.swaps import SwapIds, prepare_swaps
+from evaluation.behaviours.swaps import prepare_swaps
 from evaluation.circuits import files
 from evaluation.circuits.drawing import draw_circuit, draw_curve
 from evaluation.circuits.selection import Subgraph, select
@@ -25,7 +25,6 @@ from evaluation.evidence_plots import advice_png, audit_png
 from evaluation.evidence_report import page
 from evaluation.gate_bars import plot as draw_gates
 from evaluation.gates import Gate, gate
-from evaluation.variables.direction import toward
 from evaluation.variables.heatmap import plot
 from evaluation.variables.report import VariableReport
 from evaluation.variables.settings import VariableStudy
@@ -37,6 +36,7 @@ from models.hosted import HostedModel
 from models.patch import Patch
 from models.progress import Progress
 from service.datasets import Dataset
+from service.evidence_vectors import Save, Saved, saved, vector_toward
 from steerers.dictionary import Dictionary
 
 _DRAWN = (60, 200, 600)
@@ -52,6 +52,13 @@ class CausalVariable(VariableStudy):
 
     toward: Annotated[tuple[Annotated[str, MaxLen(200)], ...], MaxLen(100)] = ()
     """Values, as answers are written: a control vector towards each, at the best unit."""
+    save: Save | None = None
+    """A name that the best unit's direction is registered under."""
+
+    def check(self) -> None:
+        """Refuse what cannot be saved; `Save.check` says when."""
+        if self.save is not None:
+            self.save.check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +99,11 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The report as JSON has it, and the files beside it."""
+    """The report as JSON has it, the files beside it, and a direction that is to be registered."""
 
     report: Mapping[str, Any]
     files: Mapping[str, bytes]
+    saved: Saved | None = None
 
 
 Work = Generator[Progress, None, Found]
@@ -160,25 +168,16 @@ def _variable(subject: Subject) -> Work:
         made = _read(folder)
     made["featurizers.safetensors"] = stored(found.featurizers, header)
     for number, value in enumerate(subject.settings.toward):
-        made[f"toward-{number}.safetensors"] = _vector(hosted, told.kept, found, value)
+        made[f"toward-{number}.safetensors"] = vector_toward(hosted, told.kept, found, value).data
     if _exportable(found):
         widths = {unit: width(hosted, unit) for handle, _ in found.featurizers for unit in handle}
         with TemporaryDirectory(prefix="tiller-featurizers-") as name:
             export(found.featurizers, Path(name), widths)
             made["featurizers.zip"] = zipped(_read(Path(name)))
     report = {**found.as_dict(), "model_class": type(hosted.modules["lm"]).__name__}
-    return Found(report=report, files=made)
-
-
-def _vector(
-    hosted: HostedModel, swaps: Sequence[SwapIds], found: VariableReport, value: str
-) -> bytes:
-    """A control vector towards the value, at the unit that scored best."""
-    sign = -1 if found.found.lower else 1
-    scored = [(sign * c.value, i) for i, c in enumerate(found.found.cells) if c.value is not None]
-    (unit, *_), (featurizer, *_) = found.featurizers[max(scored)[1]]
-    variable = found.settings.variable
-    return toward(hosted, swaps, variable, value, unit=unit, featurizer=featurizer).data
+    save: Save | None = subject.settings.save
+    kept = None if save is None else saved(hosted, told.kept, found, save)
+    return Found(report=report, files=made, saved=kept)
 
 
 def _exportable(found: VariableReport) -> bool:
@@ -231,7 +230,7 @@ def told(kind: str, found: Found, provenance: Mapping[str, Any]) -> Found:
     report = plain({"kind": kind, "provenance": dict(provenance), **found.report})
     text = json.dumps(report, indent=1, sort_keys=True)
     pages = {"report.json": text.encode(), "report.md": page(kind, report, provenance).encode()}
-    return Found(report=report, files={**found.files, **pages})
+    return replace(found, report=report, files={**found.files, **pages})
 
 
 def plain(value: Any) -> Any:

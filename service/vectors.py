@@ -102,7 +102,7 @@ def _registered(
         "tool": TOOL,
     }
     vectors = Vectors(header, learned.vectors)
-    report = _report(vectors, learned.stream_norms)
+    report = sizes_of(vectors, learned.stream_norms)
     report["tokens"] = {"positives": learned.positives, "negatives": learned.negatives}
     name = told["name"]
     before = newest(registry, job.tenant, name)
@@ -129,7 +129,7 @@ def _registered(
     }
 
 
-def _report(vectors: Vectors, stream_norms: Mapping[str, float]) -> dict[str, Any]:
+def sizes_of(vectors: Vectors, stream_norms: Mapping[str, float]) -> dict[str, Any]:
     """How long each direction is, by itself and beside the stream."""
     norms = {site: float(v.norm()) for site, v in vectors.vectors.items()}
     return {
@@ -155,7 +155,7 @@ def adopted(hosted: HostedModel, background: Background, arrival: AdoptVector) -
             raise BadVector(f"The vector of {site} has {len(vector)} numbers, not {width}.")
     norms = drained(background, at_once(lambda: neutral_norms(hosted, list(vectors.vectors))))
     return AdoptedVector(
-        data=vectors.data, header=dict(vectors.header), report=_report(vectors, norms)
+        data=vectors.data, header=dict(vectors.header), report=sizes_of(vectors, norms)
     )
 
 

@@ -63,7 +63,7 @@ def steer(tiller: Tiller, rows: dict[str, Any], layer: int) -> None:
         "layers": [layer],
         "positions": ["last_token"],
         "featurizer": {"kind": "das", "n": 8},
-        "toward": [" B"],
+        "save": {"name": "say-b", "toward": " B"},
     }
     result = found(tiller, "causal_variable", dataset=rows["id"], params=params)
     iia = result["report"]["per_layer_max"][str(layer)]
@@ -71,11 +71,10 @@ def steer(tiller: Tiller, rows: dict[str, Any], layer: int) -> None:
     print(f"IIA {iia:.2f} at layer {layer}; doing nothing scores {nothing:.2f}")
     assert iia > nothing + 0.3
 
-    data = tiller.evaluations.artifact(result["evaluation"], "toward-0.safetensors")
-    tiller.vectors.import_("say-b", data, model=MODEL, file="say-b.safetensors")
     told = tiller.datasets.rows(rows["id"])["swaps"]
     asked = [row["base"] for row in told if row["base_answer"] == " A"][:8]
-    steering = {"vectors": [{"name": "say-b", "strength": 2.0}]}
+    named = f"say-b@{result['vector']['version']}"
+    steering = {"vectors": [{"name": named, "strength": 2.0}]}
     settings = {"model": MODEL, "max_tokens": 1, "temperature": 0.0}
     plain = [tiller.complete(prompt, **settings)[0].text for prompt in asked]
     moved = [tiller.complete(prompt, **settings, steering=steering)[0].text for prompt in asked]

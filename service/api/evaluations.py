@@ -17,6 +17,7 @@ from service.evaluations import artifacts, identity, known, result_of, under_way
 from service.evidence import policies
 from service.evidence_errors import NoSuchArtifact, WrongRows
 from service.evidence_kinds import KINDS, unzipped, zipped
+from service.evidence_vectors import check_saving
 from service.questions import CheckRows
 from service.registry.kinds import DATASET, EVALUATION
 from service.registry.records import Edit, Version
@@ -102,6 +103,8 @@ async def evaluate(
         raise UnknownDictionary(
             "sparse autoencoder", payload["params"]["sae"], ", ".join(card.get("saes", ()))
         )
+    if (save := payload["params"].get("save")) is not None:
+        await asyncio.to_thread(check_saving, bench.registry, caller, save)
     payload["id"] = identity({"kind": body.kind, **payload}, card["fingerprint"])
     before = await asyncio.to_thread(known, bench.registry, caller.tenant, payload["id"])
     if before is not None:

@@ -153,6 +153,71 @@ def test_a_variable_is_found_with_its_heat_map_and_submission(tiller, names):
     assert folder == "ioi_task_LlamaForCausalLM_output_token"
 
 
+@pytest.fixture(scope="module")
+def letters(evidence):
+    """A data set of multiple choices that differ in where the answer stands."""
+    with Tiller(evidence[0]) as tiller:
+        asked = {"generator": "mcqa", "vocabulary": "miniature", "n": 60, "seed": 1}
+        return tiller.datasets.make(model=MODEL, **asked, sets=["answerPosition"])
+
+
+def test_a_direction_that_was_found_steers_by_its_name(tiller, http, letters):
+    params = {
+        "variable": "answer",
+        "units": [{"layer": 3, "position": "last_token"}],
+        "featurizer": {"kind": "das", "n": 8},
+        "recipe": {"epochs": 4, "batch": 20},
+        "controls": [],
+        "save": {"name": "say-b", "alias": "live", "toward": " B"},
+    }
+    asked = {"dataset": letters["id"], "params": params}
+    result = found(tiller, "causal_variable", **asked)
+    saved = result["vector"]
+    assert (saved["name"], saved["version"], saved["alias"]) == ("say-b", 1, "live")
+    kept = http.get(saved["location"]).json()
+    assert kept["digest"] == saved["digest"] and kept["header"]["toward"] == " B"
+    assert kept["header"]["evaluation"] == result["evaluation"]
+    assert kept["header"]["dataset"] == letters["digest"] and kept["report"]["ratios"]
+    steering = {"vectors": [{"name": "say-b", "strength": 3.0}]}
+    rows = tiller.datasets.rows(letters["id"])["swaps"]
+    prompts = [row["base"] for row in rows if row["base_answer"] == " A"][:4]
+    settings = {"model": MODEL, "max_tokens": 1, "temperature": 0.0}
+    plain = [tiller.complete(p, **settings)[0].text for p in prompts]
+    moved = [tiller.complete(p, **settings, steering=steering)[0].text for p in prompts]
+    assert plain.count(" B") == 0 and moved.count(" B") >= 2, moved
+    again = tiller.evaluations.start("causal_variable", model=MODEL, **asked)
+    assert again["cache_hit"] and again["vector"] == saved
+    shown = tiller.evaluations.show(result["evaluation"])
+    assert shown["vector"] == saved
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"save": {"name": "No Name"}}, "bad_name"),
+        (
+            {
+                "save": {"name": "x", "toward": "B"},
+                "units": [{"layer": 1, "position": "all", "head": 0}],
+            },
+            "bad_study",
+        ),
+        ({"save": {"name": "x"}, "featurizer": {"kind": "full"}}, "bad_study"),
+        ({"save": {"name": "x", "to": " B"}}, "unknown_key"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_it_runs(tiller, letters, changes, told):
+    params = {"variable": "answer", **changes}
+    ask = {"model": MODEL, "dataset": letters["id"], "params": params}
+    assert code(lambda: tiller.evaluations.start("causal_variable", **ask)) == told
+
+
+def test_a_name_of_another_kind_is_not_saved_over(tiller, names):
+    params = {"variable": "output_token", "save": {"name": names["id"]}}
+    ask = {"model": MODEL, "dataset": names["id"], "params": params}
+    assert code(lambda: tiller.evaluations.start("causal_variable", **ask)) == "kind_differs"
+
+
 def test_advice_names_layers(tiller, names):
     params = {"operation": "sae", "steps": 1}
     result = found(
