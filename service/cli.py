@@ -77,6 +77,7 @@ def mount_evaluation() -> None:
     from service.cli_evidence import app as evidence
     from service.cli_evidence import circuit
     from service.cli_saes import preset, sae, vector
+    from service.cli_see import see
     from service.demo import demo
     from service.evaluating import app as evaluate
     from service.looking import lens
@@ -88,6 +89,7 @@ def mount_evaluation() -> None:
         app.add_typer(group, name=name)
     app.command("demo")(demo)
     app.command("chat")(chat)
+    app.command("see")(see)
     app.command("lens")(lens)
 
 

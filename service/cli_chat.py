@@ -170,10 +170,23 @@ def notes(tiller: Json) -> Iterator[str]:
         yield f"edit {edit['name']}@{edit['version']} x {edit['strength']:g}"
     for report in tiller.get("steering", ()):
         yield from _steered(report)
+    if tiller.get("backpatch"):
+        yield _backpatched(tiller["backpatch"])
     if tiller.get("steering"):
         steered = sum(choice["tokens_steered"] for choice in tiller.get("choices", ()))
         yield f"{steered} tokens steered, seed {tiller['seed']}"
     yield from (f"! {warning}" for warning in tiller.get("warnings", ()))
+
+
+def _backpatched(plan: Json) -> str:
+    """The plan: by which name, from where to where, and how many tokens."""
+    pairs = ", ".join(f"{source} -> {target}" for source, target in plan["pairs"])
+    loops = f", {plan['loops']} times" if plan["loops"] > 1 else ""
+    told = f"{plan['tokens']} of {plan['visual_tokens']} visual tokens back-patched, layers {pairs}"
+    if plan["positions"] not in ("visual", "reference"):
+        told = f"{plan['tokens']} tokens back-patched, layers {pairs}"
+    came = plan.get("preset")
+    return f"{told}{loops}" + (f", by {came['name']}@{came['version']}" if came else "")
 
 
 def _steered(report: Json) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from service.calls import given
 from service.cli import Alias, ApiKey, IfMatch, Url, bar, err, out
 from service.cli_chat import steering_of
 from service.cli_sae import app as sae
@@ -286,11 +287,22 @@ def preset_put(  # noqa: PLR0913, PLR0917 - one argument per option
     count: Annotated[int | None, typer.Option(min=1, max=5, help="Features of a concept.")] = None,
     positions: Annotated[str | None, typer.Option(help="last_and_generated, all, ...")] = None,
     min_output_score: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    source: Annotated[int | None, typer.Option(help="A plan of back-patching: from there")] = None,
+    target: Annotated[int | None, typer.Option(help="back to there.")] = None,
+    window: Annotated[int | None, typer.Option(help="Its window.")] = None,
     model: Model = LANGUAGE,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Keep steering as the name's next version; a concept's features are chosen now."""
+    """Keep steering, or a plan, as the name's next version; a concept's features are chosen now."""
+    plan = given({"source": source, "target": target, "window": window})
+    if plan:
+        if steer or vectors:
+            raise typer.BadParameter("A preset keeps steering, or a plan of back-patching.")
+        with Tiller(url, api_key) as tiller:
+            version = tiller.presets.put(name, backpatch=plan, model=model)
+        out.print(f"[green]✓[/] {name}@{version['version']}  {version['digest']}", highlight=False)
+        return
     settings = {
         "mode": mode,
         "count": count,
@@ -307,7 +319,7 @@ def preset_put(  # noqa: PLR0913, PLR0917 - one argument per option
             score = one["output_score"]
             scored = "no output score" if score is None else f"output score {score:.3g}"
             out.print(f"  {one['sae']}:{one['feature']}  {scored}", highlight=False)
-        for site in report["sites"]:
+        for site in report.get("sites", ()):
             out.print(f"  {site['site']}  {site['ratio']:.2f} of the stream's norm")
 
 

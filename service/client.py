@@ -441,6 +441,7 @@ class Tiller:
         self.datasets, self.evaluations = Datasets(self), Evaluations(self)
         self.texts = Texts(self)
         self.lens, self.chat, self.complete = self.images.lens, self.texts.chat, self.texts.complete
+        self.see = self.texts.see
 
     def send(self, call: Call[T]) -> T:
         """Make one call.
@@ -500,6 +501,7 @@ class AsyncTiller:
         self.datasets, self.evaluations = AsyncDatasets(self), AsyncEvaluations(self)
         self.texts = AsyncTexts(self)
         self.lens, self.chat, self.complete = self.images.lens, self.texts.chat, self.texts.complete
+        self.see = self.texts.see
 
     async def send(self, call: Call[T]) -> T:
         """Make one call.

@@ -1,7 +1,9 @@
-"""The SDK's texts: chat and completions, whole or as they are written, edited and steered."""
+"""The SDK's texts: chat, questions about pictures and completions, edited and steered."""
 
+import base64
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -19,6 +21,9 @@ from service.calls import (
 )
 
 Steering = Json | Sequence[Json]
+Picture = str | Path | bytes
+SEER = "miniature-vl"
+"""Of the embedded models the one that reads pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,7 @@ def _chat(  # noqa: PLR0913 - the request's keys
     model: str,
     edits: Sequence[str | Json] = (),
     steering: Steering = (),
+    backpatch: str | Json | None = None,
     n: int | None = None,
     seed: int | None = None,
     max_tokens: int | None = None,
@@ -81,16 +87,18 @@ def _chat(  # noqa: PLR0913 - the request's keys
         model: A hosted model, a variant, or `base+name@alias`.
         edits: Names ("cheerful@live") or {"name", "strength"}.
         steering: `{"concept": "the sea", "strength": 1.5}`, features, vectors, a preset; or a list.
+        backpatch: `{"source": 9, "target": 2}`, or the name of a preset ("counting@live").
         n: How many choices.
         seed: Of all of them; drawn by lot, and told, if left out.
         max_tokens: Of each choice.
         temperature: 0 takes the likeliest token.
         stop: One string or several that end a choice.
-        compare: Also say what the same seed says without edits and steering.
+        compare: Also say what the same seed says without edits, steering and back-patching.
         more: Any other key of the API: `top_p`, `logprobs`, `logit_bias`, ...
     """
     said = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
     settings = {
+        "backpatch": {"preset": backpatch} if isinstance(backpatch, str) else backpatch,
         "n": n,
         "seed": seed,
         "max_tokens": max_tokens,
@@ -101,6 +109,55 @@ def _chat(  # noqa: PLR0913 - the request's keys
     }
     asked = {"model": model, "messages": said, **_changed(edits, steering), **given(settings)}
     return Call(method="POST", path="/v1/chat/completions", read=_texts, json=asked)
+
+
+def _see(  # noqa: PLR0913 - the request's keys
+    pictures: Picture | Sequence[Picture],
+    question: str,
+    *,
+    model: str = SEER,
+    system: str | None = None,
+    backpatch: str | Json | None = None,
+    edits: Sequence[str | Json] = (),
+    steering: Steering = (),
+    n: int | None = None,
+    seed: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    stop: str | Sequence[str] | None = None,
+    compare: bool | None = None,
+    more: Json | None = None,
+) -> Call[list[Text]]:
+    """Ask about a picture, or several; settings as of `chat`, and `system`, which is told first.
+
+    Pictures are files, their bytes, or addresses at hosts that the service fetches from; the
+    question stands behind them. The model is one that sees.
+    """
+    shown = [pictures] if isinstance(pictures, str | Path | bytes) else list(pictures)
+    parts = [{"type": "image_url", "image_url": {"url": _address(one)}} for one in shown]
+    asked = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+    return _chat(
+        [*([{"role": "system", "content": system}] if system else []), asked],
+        model=model,
+        backpatch=backpatch,
+        edits=edits,
+        steering=steering,
+        n=n,
+        seed=seed,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        stop=stop,
+        compare=compare,
+        more=more,
+    )
+
+
+def _address(picture: Picture) -> str:
+    """An address as it is; a file or its bytes as a data URI, whose kind the service finds out."""
+    if isinstance(picture, str) and picture.startswith(("data:", "http://", "https://")):
+        return picture
+    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def _complete(  # noqa: PLR0913 - the request's keys
@@ -162,6 +219,8 @@ class Texts(Sync):
 
     chat = now(_chat)
     chat_events = each(_chat)
+    see = now(_see)
+    see_events = each(_see)
     complete = now(_complete)
     complete_events = each(_complete)
 
@@ -171,5 +230,7 @@ class AsyncTexts(Async):
 
     chat = later(_chat)
     chat_events = each_later(_chat)
+    see = later(_see)
+    see_events = each_later(_see)
     complete = later(_complete)
     complete_events = each_later(_complete)

@@ -197,9 +197,11 @@ def _retiring(path: str) -> Callable[..., Call[Json]]:
     return retire
 
 
-def _put_preset(name: str, steering: Json, *, model: str) -> Call[Json]:
-    """Keep steering, as a request has it, as the name's next version."""
-    body = {"model": model, "steering": steering}
+def _put_preset(
+    name: str, steering: Json | None = None, *, model: str, backpatch: Json | None = None
+) -> Call[Json]:
+    """Keep steering, or a plan of back-patching, as a request has it, as the next version."""
+    body = given({"model": model, "steering": steering, "backpatch": backpatch})
     return Call(method="PUT", path=f"/v1/presets/{name}", read=as_json, json=body)
 
 

@@ -97,7 +97,7 @@ class Model(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     path: str
-    """A folder written by `save_pretrained`, a hub id, or `miniature:<text-to-image|language>`."""
+    """A folder written by `save_pretrained`, a hub id, or `miniature:<name>`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     denoiser_dtype: Literal["", "auto", "float32", "bfloat16"] = ""
     """Stable Diffusion; empty: as `dtype`; `auto`: bfloat16 where the CPU multiplies it."""
@@ -352,6 +352,7 @@ EMBEDDED: tuple[Mapping[str, Any], ...] = (
         "slots": 9,  # the layers of its text encoder: a look through all of them is one batch
     },
     {"name": "miniature-lm", "path": "miniature:language", "slots": 16},
+    {"name": "miniature-vl", "path": "miniature:vision-language"},
 )
 """What is hosted when nobody says otherwise."""
 

@@ -24,7 +24,6 @@ from service.schema_steering import Entry, Features, KeptPlan, KeptSteering, Tog
 from service.workbench import Workbench
 
 
-
 def _content(version: Version) -> dict[str, Any]:
     """What a version says: what steers, or a plan with what it was found to gain."""
     entry, calibration = told_apart(version.header)

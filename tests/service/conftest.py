@@ -15,7 +15,7 @@ from steerers.activation import JumpReLU
 from steerers.dictionary import Dictionary
 from steerers.writers import write_gemma_scope
 
-MODEL, SPEAKER, SAE = "tiny", "tiny-lm", "toy"
+MODEL, SPEAKER, SEER, SAE = "tiny", "tiny-lm", "tiny-vl", "toy"
 CAPTIONS = [
     f"a {colour} {thing} {place}"
     for colour in ("red", "blue", "green", "old", "small")
@@ -203,4 +203,49 @@ def speaker_url(speaker):
 def speaking(speaker_url):
     """An HTTP client of the speaker."""
     with httpx2.Client(base_url=speaker_url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def tiny_vl_folder(tmp_path_factory):
+    """A random Qwen2-VL of four layers with its processor."""
+    return FAMILIES["qwen2_vl"].tiny(tmp_path_factory.mktemp("tiny") / "qwen2_vl")
+
+
+@pytest.fixture(scope="session")
+def seer_settings_for(tmp_path_factory, tiny_vl_folder, tiny_lm_folder):
+    """A function: settings of a service that hosts the tiny Qwen2-VL, and a Llama beside it."""
+
+    def make(**changes):
+        home = tmp_path_factory.mktemp("home")
+        captions = home / "captions.txt"
+        captions.write_text("\n".join(CAPTIONS))
+        shared = {"corpus": {"path": str(captions)}, "slots": 4, "max_waiting": 8}
+        models = (
+            Model(name=SEER, path=str(tiny_vl_folder), capacity=512, **shared),
+            Model(name=SPEAKER, path=str(tiny_lm_folder), **shared),
+        )
+        told = {"server": Server(port=0, drain_seconds=20.0), **changes}
+        return Settings(home=home, models=models, **told)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def seer(seer_settings_for, serving):
+    """(url, workbench) of a service on the tiny Qwen2-VL."""
+    few = Limits(input_pictures=3, input_picture_bytes=200_000, input_pixels=400 * 400)
+    with serving(seer_settings_for(limits=few)) as running_service:
+        yield running_service
+
+
+@pytest.fixture(scope="session")
+def seer_url(seer):
+    return seer[0]
+
+
+@pytest.fixture
+def seeing(seer_url):
+    """An HTTP client of the seer."""
+    with httpx2.Client(base_url=seer_url, timeout=60) as client:
         yield client

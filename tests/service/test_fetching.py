@@ -157,7 +157,7 @@ def test_addresses_that_are_none_of_ours_are_refused(pictures, address, why):
     assert why in told.value.problem
 
 
-def test_a_star_names_what_is_below_a_host_and_not_the_host(pictures):
+def test_a_star_names_what_is_below_a_host_and_not_the_host():
     named = Remote(hosts=("*.example.invalid",), seconds=5.0)
     for host, why in (("a.b.example.invalid", "not known"), ("example.invalid", "none of")):
         with pytest.raises(PictureOutOfReach) as told:

@@ -299,7 +299,7 @@ def test_plans_that_wait_keep_nobody_else_waiting_and_end_with_their_callers(
 ):
     planning, ended = [], []
 
-    def plan(_self, _order, _ids, patience):
+    def plan(_self, _order, _ids, patience, _sight):
         planning.append(1)
         try:
             patience.wait(threading.Event().wait)
