@@ -1,6 +1,7 @@
 """A study of back-patching on paper: JSON, Markdown beside the paper's table, two plots."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,10 @@ PAPER_TASKS: dict[str, tuple[Told, Told, Told]] = {
 }
 
 
+_PUNCTUATION = re.compile(r"[^\w.]+")
+"""What a folder is not named with."""
+
+
 def write_study(report: StudyReport, folder: Path) -> list[Path]:
     """Write `study.json`, `study.md`, `accuracy.png`, `alignment.png`, and a folder a task."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +72,7 @@ def write_study(report: StudyReport, folder: Path) -> list[Path]:
         written.append(folder / "alignment.png")
         alignment_plot(report.findings, written[-1])
     for one in report.findings:
-        written += write_calibration(one.calibration, folder / one.name.replace(" ", "-"))
+        written += write_calibration(one.calibration, folder / _PUNCTUATION.sub("-", one.name))
     return written
 
 
@@ -213,7 +218,7 @@ def accuracy_plot(findings: Sequence[Finding], file: Path) -> None:
         axes.bar(places, [s.value for s in told], 0.25, yerr=ends, color=colour, label=kind)
     axes.set_xticks(range(len(findings)), [one.name for one in findings])
     axes.set(ylabel="accuracy, reported half", ylim=(0, 1.02))
-    axes.legend(fontsize="small", frameon=False, ncols=3, loc="lower center")
+    figure.legend(fontsize="small", frameon=False, ncols=3, loc="outside upper center")
     figure.savefig(file, dpi=100)
 
 
