@@ -4,6 +4,7 @@ from fastapi import FastAPI
 
 from service import problems
 from service.api import (
+    backpatch,
     chat,
     edits,
     evaluations,
@@ -35,7 +36,7 @@ def build(workbench: Workbench, *, tells_ids: bool = True) -> FastAPI:
     """
     app = FastAPI(title="Tiller", description=_ABOUT, version="1")
     app.state.workbench = workbench
-    named = (edits, presets, vectors, variants, evaluations)
+    named = (edits, presets, vectors, variants, evaluations, backpatch)
     nouns = (models, images, lens, chat, saes, *named, jobs, keys)
     for noun in (*nouns, operations):
         app.include_router(noun.router)

@@ -73,6 +73,7 @@ def main() -> None:
 
 def mount_evaluation() -> None:
     """Commands that live in files of their own."""
+    from service.cli_backpatch import app as backpatch
     from service.cli_chat import chat
     from service.cli_evidence import app as evidence
     from service.cli_evidence import circuit
@@ -85,6 +86,7 @@ def mount_evaluation() -> None:
     evaluate.command("circuit")(circuit)
     app.add_typer(evaluate, name="evaluate")
     app.add_typer(evidence, name="evidence")
+    app.add_typer(backpatch, name="backpatch")
     for name, group in (("sae", sae), ("vector", vector), ("preset", preset)):
         app.add_typer(group, name=name)
     app.command("demo")(demo)

@@ -46,6 +46,7 @@ from service.calls import (
     show_model,
     unreachable,
 )
+from service.client_backpatch import AsyncBackPatch, BackPatch
 from service.client_evidence import AsyncDatasets, AsyncEvaluations, Datasets, Evaluations
 from service.client_language import AsyncTexts, Text, Texts
 from service.client_pictures import (
@@ -439,6 +440,7 @@ class Tiller:
         self.models, self.variants, self.keys = Models(self), Variants(self), Keys(self)
         self.saes, self.presets, self.vectors = Saes(self), Presets(self), Vectors(self)
         self.datasets, self.evaluations = Datasets(self), Evaluations(self)
+        self.backpatch = BackPatch(self)
         self.texts = Texts(self)
         self.lens, self.chat, self.complete = self.images.lens, self.texts.chat, self.texts.complete
         self.see = self.texts.see
@@ -499,6 +501,7 @@ class AsyncTiller:
         self.saes, self.presets = AsyncSaes(self), AsyncPresets(self)
         self.vectors = AsyncVectors(self)
         self.datasets, self.evaluations = AsyncDatasets(self), AsyncEvaluations(self)
+        self.backpatch = AsyncBackPatch(self)
         self.texts = AsyncTexts(self)
         self.lens, self.chat, self.complete = self.images.lens, self.texts.chat, self.texts.complete
         self.see = self.texts.see

@@ -31,6 +31,7 @@ from models.patch import Patch
 from models.sight import Sight
 from service import adopting
 from service.backpatching import in_prompt
+from service.calibrating import Calibrations
 from service.composing import Compositions
 from service.dictionaries import Dictionaries
 from service.evaluations import Evaluator
@@ -114,7 +115,11 @@ class LanguageHost(DrawsNothing):
         self.study = Study(self.dictionaries, registry, self.steering)
         self.desk = Desk(f"plan-{self.name}", PLANNERS, self.engine.max_waiting)
         self.questions = Desk(f"study-{self.name}", PLANNERS, self.engine.max_waiting)
-        tasks: dict[str, Task] = {**jobs.tasks, LEARN: learning(self.hosted, registry)}
+        tasks: dict[str, Task] = {
+            **jobs.tasks,
+            LEARN: learning(self.hosted, registry),
+            **Calibrations(self.hosted, registry).tasks,
+        }
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
         self.evaluator = Evaluator(model, settings, registry)
         self.gatekeeper = Gatekeeper(

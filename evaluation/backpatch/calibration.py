@@ -11,11 +11,13 @@ import random
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from evaluation.backpatch.example import Case, Cases, Dropped, Example, Form, Metric, prepare
+from evaluation.backpatch.example import Case, Cases, Dropped, Example, Form, Metric, preparing
+from evaluation.backpatch.search import LEAST, within
 from evaluation.backpatch.sweep import ROWS, Place, Sweep, grid
 from evaluation.errors import UnusableExamples
 from models.hosted import HostedModel
@@ -23,8 +25,6 @@ from models.progress import Progress
 
 PLAIN = "plain"
 """The key of the unpatched answer in the book."""
-LEAST = 4
-"""Examples of each part below which nothing can be said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class CalibrationSettings:
         choosing: Share of the examples that choose; the others are reported.
         first: Examples of the first round, as a share of those that choose.
         keep: Share of the plans that go on to the next round, which has as many times more.
+        most: Answers that choosing may ask for, in each form; None is no bound.
         control: Whether the same is done in words.
         resamples: Of the bootstrap.
         seed: Of the split, the order and the bootstrap.
@@ -52,6 +53,7 @@ class CalibrationSettings:
     choosing: float = 0.5
     first: float = 0.125
     keep: float = 0.25
+    most: int | None = None
     control: bool = True
     resamples: int = 2000
     seed: int = 0
@@ -77,6 +79,17 @@ class Book:
     def missing(self, case: Case, places: Sequence[Place]) -> list[Place]:
         """Plans that were not asked about this case."""
         return [place for place in places if self.key(case, place) not in self.answers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered(Progress):
+    """A step of the sweep.
+
+    Attributes:
+        answers: What the book learned by it.
+    """
+
+    answers: Mapping[str, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +124,7 @@ class Side:
         place: The plan that the choosing part chose.
         chosen_on: Its accuracy there, and the unpatched one: too good by the choice.
         plain, patched, gain: On the reported part.
-        tried: Every plan of the grid.
+        tried: Every plan that was asked about.
         plain_choosing: The unpatched accuracy where plans were chosen.
     """
 
@@ -185,6 +198,9 @@ def calibrate(
 ) -> Generator[Progress, None, CalibrationReport]:
     """Choose a plan on one part of the examples, report it on the other.
 
+    Each step is one forward of `settings.rows` plans at most; what it found is in the book, and
+    told, when it is over.
+
     Args:
         hosted: The model; nobody else may use it meanwhile.
         examples: With known answers.
@@ -196,7 +212,7 @@ def calibrate(
     """
     settings, book = settings or CalibrationSettings(), book or Book()
     began = time.monotonic()
-    cases = prepare(hosted, examples, settings.metric, settings.positions)
+    cases = yield from preparing(hosted, examples, settings.metric, settings.positions)
     sweep = Sweep(hosted, settings.metric, settings.rows)
     places = settings.places or grid(sweep.layers, settings.windows)
     _check(places, sweep.layers)
@@ -261,34 +277,39 @@ class _Run:
         """Every plan for every case, but for what is in the book."""
         for done, case in enumerate(cases):
             missing = self.book.missing(case, places)
-            if missing or self.book.key(case, None) not in self.book.answers:
-                clean = self.sweep.clean(case)
-                answers = self.sweep.answers(case, clean, missing)
-                plain = self.sweep.baseline(case, clean)
-                self.book.answers[self.book.key(case, None)] = plain
-                for place, hit in answers.items():
-                    self.book.answers[self.book.key(case, place)] = hit
-            yield Progress(
-                stage=stage,
-                done=done + 1,
-                total=len(cases),
-                message=f"{len(places)} plans",
-                values={"answers": float(len(self.book.answers))},
-            )
+            if not missing and self.book.key(case, None) in self.book.answers:
+                yield self._told(stage, done + 1, len(cases), {})
+                continue
+            clean = self.sweep.clean(case)
+            plain = {self.book.key(case, None): self.sweep.baseline(case, clean)}
+            yield self._told(stage, done, len(cases), plain)
+            for some in self.sweep.answered(case, clean, missing):
+                found = {self.book.key(case, place): hit for place, hit in some.items()}
+                yield self._told(stage, done, len(cases), found)
+            yield self._told(stage, done + 1, len(cases), {})
+
+    def _told(self, stage: str, done: int, total: int, found: Mapping[str, bool]) -> Answered:
+        self.book.answers |= found
+        values = {"answers": float(len(self.book.answers))}
+        return Answered(stage=stage, done=done, total=total, values=values, answers=found)
 
     def _halve(self, cases: Sequence[Case], form: Form) -> Generator[Progress, None, Place]:
-        """Successive halving (Jamieson and Talwalkar 2016): the best few see more examples."""
-        settings, left = self.settings, list(self.places)
-        seen = max(min(LEAST, len(cases)), round(settings.first * len(cases)))
-        turn = 1
-        while True:
-            stage = f"choosing ({form}), round {turn}"
-            yield from self.ask(cases[:seen], left, stage)
-            ranked = sorted(left, key=lambda place: self._rank(cases[:seen], place))
-            if seen >= len(cases):
-                return ranked[0]
-            keep = max(1, round(settings.keep * len(left)))
-            left, seen, turn = ranked[:keep], min(len(cases), round(seen / settings.keep)), turn + 1
+        """The plan that is best on all cases, among those that were good enough on fewer."""
+        settings = self.settings
+        left, rounds = within(
+            self.places,
+            len(cases),
+            first=settings.first,
+            keep=settings.keep,
+            most=settings.most,
+            seed=settings.seed,
+        )
+        for turn, one in enumerate(rounds, 1):
+            left = left[: one.plans]
+            some = cases[: one.seen]
+            yield from self.ask(some, left, f"choosing ({form}), round {turn}")
+            left = tuple(sorted(left, key=partial(self._rank, some)))
+        return left[0]
 
     def _rank(self, cases: Sequence[Case], place: Place) -> tuple[float, int, Place]:
         """Best first; among equals the cheaper detour."""
@@ -298,6 +319,8 @@ class _Run:
     def _tried(self, cases: Sequence[Case]) -> Iterator[Tried]:
         for place in self.places:
             asked = [case for case in cases if self.book.key(case, place) in self.book.answers]
+            if not asked:  # it was not drawn
+                continue
             hits = sum(self.book.right(case, place) for case in asked)
             yield Tried(place=place, right=hits, examples=len(asked))
 

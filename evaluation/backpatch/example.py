@@ -1,7 +1,7 @@
 """Questions with known answers, about a picture and in words, and how a model reads them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from PIL.Image import Image
@@ -9,7 +9,8 @@ from PIL.Image import Image
 from evaluation.errors import UnusableExamples
 from models.eyes import Message
 from models.hosted import HostedModel
-from models.sight import Seen, Shown, Sight
+from models.progress import Progress
+from models.sight import Shown, Sight
 from models.vision_language import VisionLanguage
 
 Form = Literal["image", "text"]
@@ -46,8 +47,10 @@ class Case:
     """An example in one form, in a model's tokens.
 
     Attributes:
+        example: What it was made of; its pictures are read again for each look, since a
+            processor's tensors are many times as large.
         ids: The prompt, up to where the answer begins.
-        sight: Its pictures.
+        sight: Where its pictures stand, without the processor's tensors.
         columns: What is patched: visual tokens, or the tokens of the description.
         answer: The answer's tokens, its end not included.
         labels: First tokens of the labels, ascending.
@@ -55,6 +58,7 @@ class Case:
     """
 
     id: str
+    example: Example
     form: Form
     ids: tuple[int, ...]
     sight: Sight | None
@@ -63,13 +67,14 @@ class Case:
     labels: tuple[int, ...]
     ends: frozenset[int]
 
-    def shown(self, hosted: HostedModel, known: Mapping[str, Seen] | None = None) -> Shown | None:
+    def shown(self, hosted: HostedModel) -> Shown | None:
         """Its pictures with what the vision tower sees there."""
         if self.sight is None:
             return None
         family = seeing(hosted)
-        seen = (known or {}).get(self.sight.digest)
-        return Shown(sight=self.sight, seen=seen or family.see(hosted, self.sight))
+        _, sight = family.look(hosted, self.example.messages, self.example.pictures)
+        assert sight is not None  # noqa: S101 - it was there before
+        return Shown(sight=sight, seen=family.see(hosted, sight))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +112,29 @@ def prepare(
     Raises:
         UnusableExamples: The model reads no pictures, or no example is left.
     """
+    reading = preparing(hosted, examples, metric, positions)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as over:
+            return over.value
+
+
+def preparing(
+    hosted: HostedModel,
+    examples: Sequence[Example],
+    metric: Metric,
+    positions: Literal["visual", "reference"] = "visual",
+) -> Generator[Progress, None, Cases]:
+    """The same example by example.
+
+    Raises:
+        As `prepare`.
+    """
     seeing(hosted)
-    image, text, dropped = [], [], []
-    for example in examples:
+    image, text, dropped = list[Case](), list[Case](), list[Dropped]()
+    for done, example in enumerate(examples):
+        yield Progress(stage="examples", done=done, total=len(examples))
         try:
             image.append(_case(hosted, example, "image", metric, positions))
             if example.described is not None:
@@ -149,9 +174,10 @@ def _case(
         raise _UnusableError(f"nothing stands for the picture in its {form} form")
     return Case(
         id=example.id,
+        example=example,
         form=form,
         ids=tuple(ids),
-        sight=sight,
+        sight=None if sight is None else replace(sight, inputs={}),
         columns=columns,
         answer=answer,
         labels=labels,

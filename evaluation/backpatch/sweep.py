@@ -138,16 +138,22 @@ class Sweep:
         """Whether the unpatched answer is right."""
         return bool(right(case, self.metric, clean.logits))
 
-    @torch.inference_mode()
     def answers(self, case: Case, clean: Clean, places: Sequence[Place]) -> dict[Place, bool]:
         """Per plan whether the answer is right."""
         found: dict[Place, bool] = {}
-        for some in self._together(places):
-            logits = self.logits(case, clean, some)
-            hits = right(case, self.metric, logits).tolist()
-            found |= dict(zip(some, hits, strict=True))
+        for some in self.answered(case, clean, places):
+            found |= some
         return found
 
+    def answered(
+        self, case: Case, clean: Clean, places: Sequence[Place]
+    ) -> Iterator[dict[Place, bool]]:
+        """The same forward by forward."""
+        for some in self._together(places):
+            hits = right(case, self.metric, self.logits(case, clean, some)).tolist()
+            yield dict(zip(some, hits, strict=True))
+
+    @torch.inference_mode()
     def logits(
         self, case: Case, clean: Clean, places: Sequence[Place]
     ) -> Float[Tensor, "plans asked vocab"]:

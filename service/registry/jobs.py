@@ -197,7 +197,7 @@ class Jobs:
         now = {"progress": min(max(progress, 0.0), 1.0), "stage": stage}
         with self.index.working() as connection:
             at = self.index.now(connection)
-            row = _held(connection, job, worker)
+            row = held(connection, job, worker)
             until = {"until": at + row.lease_seconds}
             if line or now["progress"] != row.progress or stage != row.stage:
                 self._tell(connection, at, row, {**now, **until}, line)
@@ -241,7 +241,7 @@ class Jobs:
         """
         with self.index.working() as connection:
             at = self.index.now(connection)
-            row = _held(connection, job, worker)
+            row = held(connection, job, worker)
             if row.cancelling:
                 changes = _over(at, "cancelled")
             else:
@@ -258,7 +258,7 @@ class Jobs:
     ) -> Job:
         with self.index.working() as connection:
             at = self.index.now(connection)
-            row = _held(connection, job, worker)
+            row = held(connection, job, worker)
             row = self._tell(connection, at, row, {**_over(at, state), **values}, "")
             return _as_job(row, _lines(connection, row.seq))
 
@@ -369,7 +369,8 @@ def _over(at: float, state: str, problem: Mapping[str, Any] | None = None) -> di
     return {**changes, "problem": problem} if problem else changes
 
 
-def _held(connection: Connection, job: str, worker: str) -> Row[Any]:
+def held(connection: Connection, job: str, worker: str) -> Row[Any]:
+    """The row of a job that the worker has, locked; LeaseLost if it does not have it."""
     row = _found(connection, job, None, lock=True)
     if row.state != "running" or row.worker != worker:
         raise LeaseLost(job, worker)

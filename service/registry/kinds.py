@@ -12,8 +12,17 @@ DATASET = "dataset"
 EVALUATION = "evaluation"
 """What an evaluation found, with its files."""
 
+EXAMPLES = "examples"
+"""Questions about pictures, with their answers, that calibrations read."""
+
+CALIBRATION = "calibration"
+"""What a calibration of back-patching found, with its files."""
+
 EVIDENCE = "evidence"
 """The verdict on a feature or on an edit's version, for policies."""
+
+POLICY = "policy"
+"""Which evidence a tenant asks for beyond what the operator does."""
 
 
 def word_of(kind: str) -> str:

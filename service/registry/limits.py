@@ -42,6 +42,8 @@ class Limits:
     """Unfinished ones per tenant."""
     log_lines: int = 1_000
     line_bytes: int = 2_000
+    notes_bytes: int = 64 * 2**20
+    """What an unfinished job has found, packed."""
     attempts: int = 3
     waiting_seconds: float = DAY
     claim_seconds: float = 600.0

@@ -12,6 +12,7 @@ from service.registry.keys import Keys
 from service.registry.labels import Labels
 from service.registry.limits import Limits
 from service.registry.names import Names
+from service.registry.notes import Notes
 from service.registry.presets import Presets
 from service.registry.records import Health, Swept
 from service.registry.schema import upgrade
@@ -38,6 +39,7 @@ class Registry:
     labels: Labels
     snippets: Snippets
     jobs: Jobs
+    notes: Notes
     keys: Keys
     idempotency: Idempotency
     audit: Audit
@@ -96,6 +98,7 @@ def open_registry(index_url: str, blobs_url: str, limits: Limits | None = None) 
         labels=Labels(index=index, limits=bounds),
         snippets=Snippets(index=index, limits=bounds),
         jobs=Jobs(index=index, limits=bounds),
+        notes=Notes(index=index, limits=bounds),
         keys=Keys(index=index, limits=bounds),
         idempotency=Idempotency(index=index, limits=bounds),
         audit=Audit(index=index, limits=bounds),

@@ -28,7 +28,7 @@ INDEX = sa.MetaData(
     }
 )
 
-REVISION = "0002"
+REVISION = "0003"
 """The schema that this release reads and writes; the last file in `migrations/versions`."""
 
 
@@ -194,6 +194,15 @@ job_events = Table(
     Column("stage", Text, nullable=False),
     Column("line", Text, nullable=False),
     PrimaryKeyConstraint("job", "seq"),
+)
+
+job_notes = Table(
+    "job_notes",
+    INDEX,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("job", BigId, ForeignKey("jobs.seq", ondelete="CASCADE"), nullable=False),
+    Column("packed", sa.LargeBinary, nullable=False),  # zlib of the note's JSON
+    Index("ix_job_notes_job", "job", "id"),
 )
 
 keys = Table(

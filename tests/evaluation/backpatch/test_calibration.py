@@ -1,5 +1,6 @@
 """Plans of back-patching: many from one clean pass, chosen on some examples, reported on others."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from PIL import Image
 from evaluation.backpatch.calibration import Book, CalibrationSettings, calibrate
 from evaluation.backpatch.example import Example, prepare
 from evaluation.backpatch.report import write_calibration
+from evaluation.backpatch.search import answers, rounds, within
 from evaluation.backpatch.sweep import Place, Sweep, grid, right
 from evaluation.errors import UnusableExamples
 from models.family import FAMILIES
@@ -31,14 +33,14 @@ def asked(*parts):
     return [{"role": "user", "content": content}]
 
 
-def example(number, answer="cat", **changes):
+def example(number, answer="cat", labels=LABELS, **changes):
     words = f"photo {number}"
     stated = {
         "id": str(number),
         "messages": asked("is this ", None, f" a man {number}"),
         "pictures": [picture(number)],
         "answer": answer,
-        "labels": LABELS,
+        "labels": labels,
         "described": asked(f"is this {words} a man {number}"),
         "description": words,
     }
@@ -77,7 +79,7 @@ def test_every_plan_of_a_sweep_has_the_logits_of_a_request_of_its_own(hosted, fo
     )[0]
     sweep = Sweep(hosted, metric, rows=3)
     clean = sweep.clean(case)
-    answers = sweep.answers(case, clean, PLACES)
+    hits = sweep.answers(case, clean, PLACES)
     behind = slice(len(case.ids) - 1, len(case.ids) + len(case.answer)) if metric == "exact" else -1
     moved = []
     for place in PLACES:
@@ -86,7 +88,7 @@ def test_every_plan_of_a_sweep_has_the_logits_of_a_request_of_its_own(hosted, fo
         )
         ours = sweep.logits(case, clean, [place])[0]
         torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
-        assert answers[place] == bool(right(case, metric, wanted))
+        assert hits[place] == bool(right(case, metric, wanted))
         moved.append(float((wanted - clean.logits).abs().max()))
     assert min(moved) > 1e-3
 
@@ -126,18 +128,34 @@ def drained(run):
 
 @pytest.fixture(scope="module")
 def planted(qwen):
-    """Examples whose right answer is what one plan says, and no other says as often."""
+    """Examples of two labels each: one plan says one of them, all others and none the other."""
     place, found = Place(source=3, target=0), []
+    sweep = Sweep(qwen, "label")
     for number in range(48):
         case = prepare(qwen, [example(number)], "label").image[0]
-        logits = one_by_one(qwen, case, place, case.ids)[-1]
-        best = max(LABELS, key=lambda word: float(logits[first(qwen, word)]))
-        found.append(example(number, best))
+        clean = sweep.clean(case)
+        others = [p for p in grid(LAYERS, (1,)) if p != place]
+        by_plan = [sweep.logits(case, clean, [p])[0, 0] for p in (place, *others)]
+        found.append(example(number, *_only(qwen, torch.stack([*by_plan, clean.logits[0]]))))
     return place, found
 
 
-def first(hosted, word):
-    return hosted.family.tokenize(hosted, word, special=False)[0]
+def _only(hosted, logits):
+    """(right, labels): of all pairs of words the one that the first row alone decides otherwise."""
+    said = [(t, w) for t in range(logits.shape[1]) if (w := _word(hosted, t)) is not None]
+    those = logits[:, [token for token, _ in said]]
+    apart = those[:, :, None] - those[:, None, :]  # how far one is ahead of the other
+    margin = torch.minimum(apart[0], (-apart[1:]).amin(dim=0))
+    best, other = divmod(int(margin.argmax()), len(said))
+    assert margin.max() > 0
+    words = said[best][1], said[other][1]
+    return words[0], tuple(sorted(words))
+
+
+def _word(hosted, token):
+    word = hosted.family.detokenize(hosted, [token])
+    again = hosted.family.tokenize(hosted, word, special=False) if word.strip() else []
+    return word if again == [token] else None
 
 
 SETTINGS = CalibrationSettings(windows=(1,), first=0.25, keep=0.34)
@@ -147,6 +165,7 @@ def test_a_plan_that_is_right_is_found_and_reported_on_examples_that_did_not_cho
     place, examples = planted
     book = Book()
     report, stages = drained(calibrate(qwen, examples, SETTINGS, book))
+    assert report.image.place == place
     assert report.image.patched.value == 1
     assert report.image.helps and "helps" in report.verdict
     assert report.image.gain.examples == 24
@@ -158,6 +177,24 @@ def test_a_plan_that_is_right_is_found_and_reported_on_examples_that_did_not_cho
     assert tried[report.image.place].accuracy == 1
     assert tried[report.image.place].examples == 24
     assert min(t.examples for t in tried.values()) == 6
+
+
+def test_a_budget_of_answers_is_kept():
+    assert answers(rounds(100, 64, 0.125, 0.25)) == 100 * 8 + 25 * 24 + 6 * 32
+    for most in (5000, 1000, 300, 70):
+        left, found = within(range(100), 64, first=0.125, keep=0.25, most=most, seed=0)
+        assert answers(found) <= most
+        assert found[0].plans == len(left) and found[-1].seen == 64
+    left, found = within(range(100), 64, first=1.0, keep=0.25, most=None, seed=0)
+    assert len(left) == 100 and answers(found) == 6400
+
+
+def test_a_small_budget_draws_some_of_the_plans(qwen, planted):
+    _, examples = planted
+    report, _ = drained(calibrate(qwen, examples, replace(SETTINGS, most=40)))
+    assert sum(t.examples for t in report.image.tried) <= 40
+    assert 1 <= len(report.image.tried) < len(grid(LAYERS, (1,)))
+    assert report.image.place in {t.place for t in report.image.tried}
 
 
 def test_where_nothing_helps_it_says_so(qwen):
@@ -173,12 +210,12 @@ def test_a_run_that_broke_goes_on_where_it_was_and_ends_as_if_it_had_not(
 ):
     _, examples = planted
     whole, _ = drained(calibrate(qwen, examples, SETTINGS))
-    book, run = Book(), None
+    book, told = Book(), dict[str, bool]()
     run = calibrate(qwen, examples, SETTINGS, book)
-    for _ in range(30):
-        next(run)
+    while len(book.answers) <= 30:
+        told |= getattr(next(run), "answers", {})
     run.close()
-    asked = len(book.answers)
+    assert told == book.answers, "each step tells what it found"
     again = Book(answers=json.loads(json.dumps(book.answers)))
     count = {"clean": 0}
     clean = Sweep.clean
@@ -189,7 +226,6 @@ def test_a_run_that_broke_goes_on_where_it_was_and_ends_as_if_it_had_not(
 
     monkeypatch.setattr(Sweep, "clean", counted)
     rest, _ = drained(calibrate(qwen, examples, SETTINGS, again))
-    assert asked > 30
     assert replace(rest, seconds=0.0) == replace(whole, seconds=0.0)
     broken = count["clean"]
     count["clean"] = 0
@@ -215,4 +251,6 @@ def test_a_report_is_written_as_numbers_a_page_and_pictures(qwen, planted, tmp_p
     told, page, *plots = write_calibration(report, tmp_path)
     assert json.loads(told.read_text())["verdict"] == report.verdict
     assert report.verdict in page.read_text()
-    assert plots and all(Image.open(plot).size[0] > 200 for plot in plots)
+    widths = [Image.open(io.BytesIO(plot.read_bytes())).size[0] for plot in plots]
+    assert len(widths) == 2
+    assert min(widths) > 200
