@@ -9,7 +9,7 @@ the prefill).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,7 +20,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from models.errors import BadPatch, PatchNotApplied
-from models.plan import MODES, Exits, LowRanks, Moves, Plan, Shifts, WriteBack, detour_place
+from models.plan import (
+    MODES,
+    Carrying,
+    Exits,
+    LowRanks,
+    Moves,
+    Plan,
+    Shifts,
+    WriteBack,
+    detour_place,
+)
 from models.site import block, embedding
 
 
@@ -44,8 +54,14 @@ class Run:
 
     def count(self, row: int, place: str, tokens: int) -> None:
         """These tokens of the row were changed at the place."""
+        self.count_each((row,), place, tokens)
+
+    def count_each(self, rows: Iterable[int], place: str, tokens: int) -> None:
+        """So many tokens of each of the rows were changed at the place."""
         if not self.scratch:
-            self.changed[row, place] += tokens
+            changed = self.changed
+            for row in rows:
+                changed[row, place] = changed.get((row, place), 0) + tokens
 
     def tokens_changed(self, row: int) -> int:
         """Changes of single tokens in the row, over all places."""
@@ -61,16 +77,16 @@ class Run:
 
         Several forwards under one plan multiply the counts.
         """
+        changed, every = self.changed, self.tokens or 1
         wrong = [
-            (row, place, unit)
-            for (row, place), planned in self.plan.planned.items()
-            for unit in [planned or self.tokens or 1]
-            if not self.changed[row, place] or self.changed[row, place] % unit
+            at
+            for at, planned in self.plan.planned.items()
+            if not (found := changed.get(at, 0)) or found % (planned or every)
         ]
         if wrong:
-            row, place, unit = wrong[0]
-            rows = frozenset(row for row, _, _ in wrong)
-            raise PatchNotApplied(rows, place, unit, self.changed[row, place])
+            unit = self.plan.planned[wrong[0]] or every
+            rows, (_, place) = frozenset(row for row, _ in wrong), wrong[0]
+            raise PatchNotApplied(rows, place, unit, changed[wrong[0]])
 
 
 _runs: ContextVar[Mapping[int, Run]] = ContextVar("_runs")
@@ -184,13 +200,16 @@ def _see(owner: int, site: str, value: Tensor) -> None:
 def _at_linear(owner: int, site: str) -> Callable[..., Tensor | None]:
     def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         run = in_force(owner)
+        tables = run.plan.low_ranks.get(site, ()) if run else ()
+        if not tables and not _readers.get(()):
+            return None  # there are hundreds of these layers, and most steps want none of them
         _see(owner, site, args[0])
         changed = output
         if run and args[0].shape[0] == run.plan.size:
-            for table in run.plan.low_ranks.get(site, ()):
+            for table in tables:
                 changed = _add(args[0], changed, table)
-                for row in table.rows:
-                    run.count(row, site, args[0].shape[1] if args[0].ndim == 3 else 1)
+                tokens = args[0].shape[1] if args[0].ndim == 3 else 1
+                run.count_each(table.rows, site, tokens)
         _see(owner, f"{site}:out", changed)
         return None if changed is output else changed
 
@@ -209,8 +228,17 @@ def add_low_ranks(
 ) -> Float[Tensor, "rows tokens out"]:
     """Output + (x . right^T) . left^T for the rows of the table, computed in float32."""
     inner = torch.bmm(x[table.index].float(), table.right.mT)
-    change = torch.bmm(inner, table.left.mT).to(output.dtype)
-    return output.index_add(0, table.index, change)
+    return _added(output, table, torch.bmm(inner, table.left.mT).to(output.dtype))
+
+
+def _added(
+    values: Float[Tensor, "rows tokens d"], table: Carrying, change: Float[Tensor, "carrying _ d"]
+) -> Float[Tensor, "rows tokens d"]:
+    """The table's rows with their change; others are copied: to add zero makes 0.0 of -0.0."""
+    if table.in_order and len(table.rows) == values.shape[0]:
+        return values + change
+    # Not `index_add`, which takes the rows one after another.
+    return values.index_copy(0, table.index, values.index_select(0, table.index) + change)
 
 
 def _before_first(owner: int, site: str) -> Callable[..., Any]:
@@ -272,8 +300,7 @@ def _move(run: Run, site: str, stream: Tensor) -> Tensor:
     if stream.shape[0] == run.plan.size:
         if shifts := run.plan.shifts.get(site):
             stream = add_shifts(stream, shifts)
-            for row in shifts.rows:
-                run.count(row, site, stream.shape[1])
+            run.count_each(shifts.rows, site, stream.shape[1])
         for moves in run.plan.moves.get(site, ()):
             stream = _move_alike(run, site, moves, stream)
     return stream
@@ -283,8 +310,7 @@ def add_shifts(
     stream: Float[Tensor, "rows tokens d"], shifts: Shifts
 ) -> Float[Tensor, "rows tokens d"]:
     """Each carrying row's vector added to all its tokens; other rows are copied."""
-    vectors = shifts.vector.to(stream.dtype)[:, None].expand(-1, stream.shape[1], -1)
-    return stream.index_add(0, shifts.index, vectors)
+    return _added(stream, shifts, shifts.vector.to(stream.dtype)[:, None])
 
 
 def _move_alike(run: Run, site: str, moves: Moves, stream: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ matrix product's shape, and with it the last bits of a row.
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,25 +25,34 @@ Named = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class LowRanks:
-    """The LowRanks of one site and width; ranks are padded with zeros, which change nothing."""
+class Carrying:
+    """The rows of a batch that a table has an entry for."""
 
     rows: tuple[int, ...]
     index: Int[Tensor, " carrying"]
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether they are 0, 1, ...: then a batch of as many rows needs no index."""
+        return self.rows == tuple(range(len(self.rows)))
+
+
+@dataclass(frozen=True)
+class LowRanks(Carrying):
+    """The LowRanks of one site and width; ranks are padded with zeros, which change nothing."""
+
     left: Float[Tensor, "carrying out rank"]
     right: Float[Tensor, "carrying rank inner"]
 
 
 @dataclass(frozen=True)
-class Moves:
+class Moves(Carrying):
     """Shifts and Clamps of one stream and width, as features: amount(activation) * decoder.
 
     A Shift is a feature whose amount is always 1; padding is a feature whose amount is always 0.
     `kind` says which amount: an index into `MODES`.
     """
 
-    rows: tuple[int, ...]
-    index: Int[Tensor, " carrying"]
     encoder: Float[Tensor, "carrying features d"]
     bias: Float[Tensor, "carrying features"]
     threshold: Float[Tensor, "carrying features"]
@@ -54,11 +64,9 @@ class Moves:
 
 
 @dataclass(frozen=True)
-class Shifts:
+class Shifts(Carrying):
     """One vector per row that is added to every token of a stream."""
 
-    rows: tuple[int, ...]
-    index: Int[Tensor, " carrying"]
     vector: Float[Tensor, "carrying d"]
 
 
