@@ -139,8 +139,10 @@ def looked(
     shown = [decoded(picture.data, picture.place) for picture in pictures]
     try:
         return family.look(hosted, messages, shown)
-    except ValueError as error:  # what a processor says of a size that it does not take
-        raise BadPicture(pictures[0].place, f"the model's processor says: {error}") from None
+    except ValueError:  # what processors say of a size that they do not take
+        sizes = ", ".join(f"{one.width} x {one.height}" for one in shown)
+        why = f"the model's processor takes no pictures of {sizes} pixels"
+        raise BadPicture(pictures[0].place, why) from None
 
 
 def in_rgb(picture: Image.Image) -> Image.Image:

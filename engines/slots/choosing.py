@@ -8,7 +8,7 @@ from models.hosted import HostedModel
 from models.language import Language
 
 
-def engine_for(
+def engine_for(  # noqa: PLR0913 - every bound is stated by name
     hosted: HostedModel,
     *,
     slots: int = 16,

@@ -3,12 +3,17 @@
 Positions by analogy with Pixtral: visual are the patches, the reference's are the breaks too.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
+from models.errors import BadPart
+from models.hosted import HostedModel
 from models.marked_rows import MarkedRows
+from models.sight import Sight
 from models.toys_sight import save_seeing, text_settings
 from models.toys_vision import EYES, SIDE, pixtral_processor
 
@@ -19,6 +24,15 @@ class Mistral3(MarkedRows):
     kind = "mistral3"
     title = "Mistral 3"
     model = Mistral3ForConditionalGeneration
+
+    def sight(
+        self, hosted: HostedModel, ids: Sequence[int], read: Mapping[str, Tensor], pictures: int
+    ) -> Sight:
+        """As of every family; BadPart for one visual token alone, which the library cannot see."""
+        found = super().sight(hosted, ids, read, pictures)
+        if len(found.visual) == 1:
+            raise BadPart("the picture is one token, and two are the fewest; enlarge it")
+        return found
 
     def tiny(self, folder: Path, seed: int = 0) -> Path:
         """Four layers; pictures of up to 4x4 tokens."""

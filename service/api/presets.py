@@ -56,13 +56,14 @@ class PresetBody(Body):
         Raises:
             BadRequest: Both are given, or neither.
         """
-        if (self.steering is None) == (self.backpatch is None):
+        given = [entry for entry in (self.steering, self.backpatch) if entry is not None]
+        if len(given) != 1:
             raise BadRequest(
                 "A preset keeps steering, or a plan of back-patching.",
                 remedy="Send one of `steering` and `backpatch`.",
-                param="steering" if self.backpatch is None else "backpatch",
+                param="backpatch" if given else "steering",
             )
-        return self.steering if self.backpatch is None else self.backpatch
+        return given[0]
 
 
 @router.put("/{name}", status_code=201, dependencies=EXACT)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.errors import BadPart
 from models.pixtral_processor import PixtralProcessor
 from tests.models.vision.equality import EqualsTheLibrary, asked, picture
 
@@ -64,6 +65,14 @@ class TestPixtral(MarkedRows):
 
 class TestMistral3(MarkedRows):
     kind = "mistral3"
+
+    def test_one_token_alone_is_refused_and_two_pictures_of_one_are_seen(self, hosted):
+        """The library drops an axis of a single token, and stumbles over what is left."""
+        dot = picture(4, 4)
+        with pytest.raises(BadPart, match="enlarge"):
+            hosted.family.look(hosted, asked(dot, "a"), [dot])
+        _, sight = hosted.family.look(hosted, asked(dot, dot, "a"), [dot, dot])
+        assert len(hosted.family.see(hosted, sight).features) == 2
 
     def test_four_patches_are_a_token(self, hosted):
         shown = self.shown(hosted, "a wide one")[1]
