@@ -1,11 +1,14 @@
 """`backpatch` of a request on a tiny Qwen2-VL: what is done, what is told, what is refused."""
 
+import io
 import json
+import zipfile
 
 import httpx2
 import openai
 import pytest
 import torch
+from safetensors.torch import save
 
 from models.loading import load
 from models.patch import Detour, Patch
@@ -149,6 +152,43 @@ def test_it_is_a_steerer_and_adds_up_with_others(seeing):
     assert both["tiller"]["steering"][0]["kind"] == "control_vector"
     assert both["tiller"]["choices"][0]["tokens_steered"] > 0
     assert both["tiller"]["choices"][0]["tokens_backpatched"] == 12
+
+
+def adapter(folder):
+    """A PEFT adapter of the second layer, as a zip."""
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    generator, path = (
+        torch.Generator().manual_seed(2),
+        "model.language_model.layers.1.mlp.down_proj",
+    )
+    shapes = {"A": (1, text["intermediate_size"]), "B": (text["hidden_size"], 1)}
+    weights = {
+        f"base_model.model.{path}.lora_{side}.weight": torch.randn(shape, generator=generator)
+        for side, shape in shapes.items()
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["down_proj"]}
+        archive.writestr("adapter_config.json", json.dumps(config))
+        archive.writestr("adapter_model.safetensors", save(weights))
+    return buffer.getvalue()
+
+
+def test_an_adapter_is_in_force_below_and_above_it(seeing, tiny_vl_folder):
+    form = {"name": "dialect", "model": SEER}
+    made = seeing.post(
+        "/v1/edits/import", data=form, files={"file": ("a.zip", adapter(tiny_vl_folder))}
+    )
+    assert made.status_code == 201, made.text
+    edits = {"edits": ["dialect@1"]}
+    alone = answered(seeing, logprobs=True, **edits)
+    both = answered(seeing, logprobs=True, backpatch=BEST, compare=True, **edits)
+    patched = answered(seeing, logprobs=True, backpatch=BEST)
+    assert len({round(first_logprob(a), 4) for a in (alone, both, patched)}) == 3
+    told = both["tiller"]
+    assert told["edits"][0]["name"] == "dialect"
+    assert told["choices"][0]["tokens_backpatched"] == 12
+    assert told["plain"][0]["message"]["content"] == text(answered(seeing))
 
 
 @pytest.mark.parametrize(
