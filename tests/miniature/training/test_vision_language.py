@@ -1,16 +1,20 @@
 """What trains the vision-language model computes what the library's class computes."""
 
 import json
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
 
+from miniature import weights_path
 from miniature.sight.processor import make_tokenizer
 from miniature.sight.tasks import TASKS, some
 from miniature.training.muon import BatchedMuon
 from miniature.training.vision_language import (
+    FIRST_ROUND,
+    SECOND_ROUND,
     Course,
     Lesson,
     Pupil,
@@ -211,3 +215,24 @@ def test_the_whole_lesson_writes_a_folder_that_loads(tmp_path):
     assert told_lines[-1]["steps"] >= 1
     loaded = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path)
     assert loaded.dtype == torch.float16 and len(loaded.model.language_model.layers) == 2
+
+
+def test_a_second_round_goes_on_and_its_card_keeps_the_first(folder, tiny, tmp_path):
+    lesson = Lesson(
+        seconds=1, batch=12, drawn=0.001, judged=4, report=60, start=str(folder), seed=7
+    )
+    lesson = replace(lesson, rate=1e-6, muon_rate=1e-6)
+    told_lines = list(train(tmp_path, device="cpu", workers=1, lesson=lesson, shape=TINY))
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["earlier"] == {"steps": 0} and card["seed"] == 7
+    assert "earlier" not in told_lines[-1]
+    after = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    for mine, theirs in zip(after.parameters(), tiny.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=5e-3)
+
+
+def test_the_shipped_rounds_are_those_of_the_card():
+    card = json.loads((weights_path("vision-language") / "card.json").read_text())
+    for one, lesson in ((card["earlier"], FIRST_ROUND), (card, SECOND_ROUND)):
+        stated = {**asdict(lesson), **asdict(Shape())}
+        assert {**one["settings"], "start": ""} == stated
