@@ -54,7 +54,7 @@ class Gate:
     strength: Annotated[float, Gt(0), Le(100)] = 1.0
     tau: Annotated[float, Ge(0), Le(1)] | None = None
     margin: Annotated[float, Ge(0), Le(1)] = 0.1
-    kappa: Annotated[float, Gt(0)] = 0.5
+    kappa: Annotated[float, Gt(0)] = 0.1
     least: Annotated[int, Ge(1)] = 50
     draws: Annotated[int, Ge(1), Le(100)] = 5
     checker: Literal["contains", "contains_word", "same_number"] = "contains"

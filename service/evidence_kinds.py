@@ -30,7 +30,7 @@ from evaluation.variables.report import VariableReport
 from evaluation.variables.settings import VariableStudy
 from evaluation.variables.stored import stored
 from evaluation.variables.study import study as find_variable
-from evaluation.variables.submission import export
+from evaluation.variables.submission import export, submission_bytes
 from evaluation.variables.units import width
 from models.hosted import HostedModel
 from models.patch import Patch
@@ -43,6 +43,9 @@ _DRAWN = (60, 200, 600)
 """Items of the circuit that is drawn: the first number that leaves any edge."""
 _JSON_EDGES = 50_000
 """Graphs with more are told in `importances.pt` only."""
+_SUBMITTED_BYTES = 2**29
+"""Larger folders of featurizers (a rotation is kept with a square matrix, twice) are left to
+`evaluation.variables.submission`, which writes them from `featurizers.safetensors`."""
 _STAMP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -139,6 +142,11 @@ def _circuit(subject: Subject) -> Work:
         if found.graph.edges <= _JSON_EDGES:
             files.write_json(folder / "importances.json", found.graph, found.scores)
         made = _read(folder)
+    if found.settings.way == "greedy":
+        # MIB's evaluator takes the best edges of a score file and never grows a circuit.
+        with TemporaryDirectory(prefix="tiller-memberships-") as name:
+            files.write_grown(Path(name), found.graph, found.scores)
+            made["memberships.zip"] = zipped(_read(Path(name)))
     return Found(
         report=found.as_dict(), files={**made, "importances.safetensors": found.importances()}
     )
@@ -181,10 +189,12 @@ def _variable(subject: Subject) -> Work:
 
 
 def _exportable(found: VariableReport) -> bool:
-    """SAEs cannot be submitted, nor can a mask that chose nothing."""
+    """SAEs cannot be submitted, nor can a mask that chose nothing, nor is too much written."""
     kinds = {featurizer.kind for _, some in found.featurizers for featurizer in some}
     empty = any(featurizer.empty for _, some in found.featurizers for featurizer in some)
-    return not empty and not any("sae" in kind for kind in kinds)
+    if empty or any("sae" in kind for kind in kinds):
+        return False
+    return submission_bytes(found.featurizers) <= _SUBMITTED_BYTES
 
 
 def _gates(subject: Subject) -> Work:

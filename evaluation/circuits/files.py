@@ -21,7 +21,7 @@ from torch import Tensor
 from evaluation.circuits.attribution import Scores
 from evaluation.circuits.errors import UnreadableCircuit
 from evaluation.circuits.graph import Graph
-from evaluation.circuits.selection import Subgraph, full
+from evaluation.circuits.selection import Subgraph, full, select
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """The sizes of the nine membership files."""
@@ -105,6 +105,25 @@ def write_nine(
         write_pt(folder / f"{i}_{share:g}.pt", graph, scores, circuits[share])
         for i, share in enumerate(SHARES)
     ]
+
+
+def write_grown(folder: Path, graph: Graph, scores: Scores) -> list[Path]:
+    """Write the nine sizes of circuits that are grown from the logits.
+
+    By signed and by absolute score, in the folders by which the evaluator tells them apart; one
+    folder where no score is negative, since both are the same there.
+    """
+    ways = {"abs-false": False, "abs-true": True} if bool((scores.edges < 0).any()) else {"": True}
+    written: list[Path] = []
+    for name, absolute in ways.items():
+        circuits = {
+            k: select(
+                graph, scores, int(k * graph.edges), level="edge", absolute=absolute, way="greedy"
+            )
+            for k in SHARES
+        }
+        written += write_nine(folder / name, graph, scores, circuits)
+    return written
 
 
 def read(file: Path) -> Submission:

@@ -3,8 +3,10 @@
 `<repository>/{TASK}_{MODELCLASS}_{VARIABLE}/` holds `<unit>_featurizer`,
 `<unit>_inverse_featurizer` (module dicts by `torch.save`) and `<unit>_indices` (JSON: a list, or
 null for all). The modules are the benchmark's own classes, a subspace or the identity, so no code
-travels with them. SAEs have no such module and are refused. Reading unpickles nothing but tensors
-and plain values: `weights_only=True`.
+travels with them. The benchmark's evaluator drops `_indices`, so that a mask would be scored as a
+full swap: what a mask chose is written as the subspace of these features alone, all of them used.
+SAEs have no such module and are refused. Reading unpickles nothing but tensors and plain values:
+`weights_only=True`.
 """
 
 import json
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from evaluation.variables.errors import BadFeaturizers, NoFeatures
@@ -59,10 +62,16 @@ def export(made: Made, folder: Path, widths: Mapping[Unit, int]) -> list[Path]:
         there = [folder / f"{unit.name}{end}" for end in _ENDS]
         for path in there[:2]:
             torch.save(_module(featurizer, widths[unit]), path)
-        chosen = None if featurizer.chosen is None else list(featurizer.chosen)
-        there[2].write_text(json.dumps(chosen), encoding="utf-8")
+        there[2].write_text(json.dumps(None), encoding="utf-8")
         written += there
     return written
+
+
+def submission_bytes(made: Made) -> int:
+    """About how large a folder is: a subspace is kept twice, each time with a square matrix."""
+    rotations = (_subspace(featurizer) for _, some in made for featurizer in some)
+    sizes = (r.shape for r in rotations if r is not None)
+    return sum(2 * 4 * d * (d + 2 * n) for d, n in sizes)
 
 
 def export_coefficients(coefficients: Coefficients, model_class: str, file: Path) -> None:
@@ -99,13 +108,27 @@ def read_folder(folder: Path) -> dict[Unit, Featurizer]:
 
 
 def _module(featurizer: Featurizer, width: int) -> dict[str, Any]:
-    if not isinstance(featurizer.features, Directions):
+    rotation = _subspace(featurizer)
+    if rotation is None:
         return _told(IDENTITY, width, {}, {})
-    rotation = featurizer.features.rotation.detach().float().cpu().contiguous()
     rotate = Rotation.of(rotation)
     state = {f"rotate.{key}": value.detach() for key, value in rotate.state_dict().items()}
     config = {"rotation_matrix": rotation.clone(), "requires_grad": False}
     return _told(SUBSPACE, rotation.shape[1], config, state)
+
+
+def _subspace(featurizer: Featurizer) -> Float[Tensor, "d n"] | None:
+    """The directions that are swapped, of coordinates too; None where that is everything."""
+    features = featurizer.features
+    if isinstance(features, Coordinates) and featurizer.count != features.count:
+        rotation = torch.eye(features.count)
+    elif isinstance(features, Directions):
+        rotation = features.rotation.detach().float().cpu()
+    else:
+        return None
+    if featurizer.chosen is not None:
+        rotation = rotation[:, list(featurizer.chosen)]
+    return rotation.contiguous()
 
 
 def _told(

@@ -19,6 +19,7 @@ from evaluation.variables.units import Unit
 from miniature import weights_path
 from models.loading import load
 from models.patch import Patch, Shift
+from service.settings import Evidence
 from service.vocabularies import miniature
 from steerers.errors import UnknownFeature, WrongDictionary
 from steerers.output_score import Scorer
@@ -82,7 +83,7 @@ def test_a_set_that_carries_the_letter_passes_where_matched_ones_would_not(repor
     assert only.iia_random_matched.value <= 0.1
     assert only.iia.low <= only.iia.value <= only.iia.high
     assert only.effect_on_metric.low > 0 and only.effect_on_metric.rows == 60
-    assert 0 < only.off_target_kl.value < 0.5
+    assert 0 < only.off_target_kl.value <= Gate(variable="x", features=(1,)).kappa
 
 
 def test_single_features_raise_the_answer_and_are_no_handles(hosted, sae, swaps, far):
@@ -90,7 +91,7 @@ def test_single_features_raise_the_answer_and_are_no_handles(hosted, sae, swaps,
     found = drained(gate(hosted, sae, swaps, TEXTS, asked))
     scores = Scorer(hosted=hosted, dictionary=sae).score(far[:2])
     for one, score in zip(found.gates, scores, strict=True):
-        assert one.verdict == "fail" and "IIA" in one.reasons[0]
+        assert one.verdict == "fail" and any("IIA" in reason for reason in one.reasons)
         assert one.effect_on_metric.low > 0 and 0 < one.effect_on_metric.rows < 60
         assert one.output_score == score.output_score
     json.dumps(found.as_dict())
@@ -146,7 +147,7 @@ def test_the_policy_by_its_numbers():
         iia=at(0.45),
         iia_random_matched=at(0.1),
         effect_on_metric=None,
-        off_target_kl=at(0.2),
+        off_target_kl=at(0.05),
         output_score=None,
         bar=0.0,
         verdict="inconclusive",
@@ -161,12 +162,18 @@ def test_the_policy_by_its_numbers():
     assert verdict(full=1.0).verdict == "fail" and verdict(full=1.0).bar == 0.5
     assert verdict(tau=0.46).verdict == "fail"
     assert verdict(margin=0.4).verdict == "fail" and verdict(margin=0.4).bar == 0.5
-    assert verdict(kappa=0.1).verdict == "fail"
+    assert verdict(kappa=0.02).verdict == "fail"
     assert verdict(kept=49).verdict == "inconclusive"
     assert verdict(kept=49, least=40).verdict == "pass"
     assert verdict(full=0.3, no_op=0.3).verdict == "inconclusive"
     assert verdict(replace(found, off_target_kl=None)).verdict == "inconclusive"
     assert len(verdict(replace(found, iia=at(0.1)), kept=2).reasons) == 2
+
+
+def test_a_gate_that_is_asked_plainly_is_as_strict_as_a_plain_policy():
+    policy, asked = Evidence(), Gate(variable="x", features=(1,))
+    assert (policy.kappa, policy.margin) == (asked.kappa, asked.margin)
+    assert (policy.rows, policy.tau, asked.tau) == (asked.least, 0.5, None)
 
 
 def test_what_does_not_fit_is_refused(hosted, sae, swaps):

@@ -13,6 +13,7 @@ from evaluation.circuits.files import (
     cell,
     read,
     read_folder,
+    write_grown,
     write_json,
     write_nine,
     write_pt,
@@ -100,6 +101,24 @@ def test_nine_files_are_nine_sizes_in_order(tmp_path, scores):
     files[0].unlink()
     with pytest.raises(UnreadableCircuit):
         read_folder(tmp_path / "ioi_gpt2")
+
+
+def test_grown_circuits_go_as_memberships_once_for_each_selection(tmp_path, scores):
+    files = write_grown(tmp_path / "signed", GRAPH, scores)
+    assert [f.relative_to(tmp_path).as_posix() for f in files[::9]] == [
+        "signed/abs-false/0_0.001.pt",
+        "signed/abs-true/0_0.001.pt",
+    ]
+    for name, absolute in (("abs-false", False), ("abs-true", True)):
+        half = select(
+            GRAPH, scores, GRAPH.edges // 2, level="edge", absolute=absolute, way="greedy"
+        )
+        last = read_folder(tmp_path / "signed" / name)[-1]
+        assert torch.equal(last.circuit.edges, half.edges)
+    shares = Scores(edges=scores.edges.abs())
+    assert {f.parent for f in write_grown(tmp_path / "shares", GRAPH, shares)} == {
+        tmp_path / "shares"
+    }
 
 
 def test_tasks_have_hyphens():

@@ -24,6 +24,7 @@ from evaluation.variables.submission import (
     export_coefficients,
     folder_name,
     read_folder,
+    submission_bytes,
 )
 from evaluation.variables.units import Unit, width
 from models.patch import Patch, Shift
@@ -98,10 +99,21 @@ def test_a_submission_comes_back_as_it_left(tmp_path):
     some = made()
     written = export(some, folder, {unit: D for unit, _ in pairs(some)})
     assert len(written) == 3 * len(pairs(some)) == len(list(folder.iterdir()))
+    told = submission_bytes(some)
+    assert told <= sum(file.stat().st_size for file in written) <= told + 4096 * len(written)
     back = read_folder(folder)
     for unit, featurizer in pairs(some):
-        assert back[unit].chosen == featurizer.chosen
+        # The benchmark's evaluator drops indices: all that is swapped must be the module's.
+        assert back[unit].chosen is None
+        assert json.loads((folder / f"{unit.name}_indices").read_text()) is None
+        assert back[unit].count in (featurizer.count, None)
         alike(back[unit], featurizer)
+
+
+def test_indices_of_other_submissions_are_read(tmp_path):
+    export([((STREAM,), (Featurizer(kind="das", features=turned(4)),))], tmp_path, {STREAM: D})
+    (tmp_path / f"{STREAM.name}_indices").write_text("[3, 1]")
+    assert read_folder(tmp_path)[STREAM].chosen == (1, 3)
 
 
 class Layer(nn.Module):
