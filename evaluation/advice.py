@@ -1,4 +1,4 @@
-"""At which layer should a fact be edited, or a concept be steered?
+"""At which layer should a fact be edited, a concept be steered, or a picture be patched back?
 
 Layers are ranked by causal tracing (`evaluation.tracing`) with bootstrap intervals over pairs; for
 decoders the summed attribution of each layer's heads and MLP stands beside it. The recommended
@@ -8,9 +8,12 @@ range is the run of layers around the best one that the pairs cannot tell from i
   which the subject's stream still restores at least half: behind them the fact has moved on.
 - `sae`: what the stream restores at the last token, where steering acts, before the last layer,
   which always restores everything.
+- `backpatch`: what the clean picture's stream of a late layer restores when it is written into the
+  visual tokens behind an early one (`evaluation.tracing_pictures`). Targets are the layers behind
+  which the visual tokens' own stream still restores at least half: above them nobody reads it.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -24,14 +27,19 @@ from evaluation.circuits.batches import in_batches
 from evaluation.errors import NothingToTrace
 from evaluation.protocol import resampled
 from evaluation.tracing import Trace, prepare_texts, trace_decoder, trace_encoder
+from evaluation.tracing_pictures import PicturePair, prepare_pictures, trace_pictures
+from models.decoder import TOWER
 from models.errors import MethodNotApplicable
 from models.hosted import HostedModel
 from models.language import Language
 from models.progress import Progress
 from models.text_tower import TextTower
+from models.vision_language import VisionLanguage
 
-Operation = Literal["refact", "sae"]
+Operation = Literal["refact", "sae", "backpatch"]
 HALF = 0.5
+_BY: Mapping[Operation, str] = {"refact": "subject_mlp", "sae": "last", "backpatch": "back"}
+"""The effect that ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +47,13 @@ class LayerAdvice:
     """What is asked.
 
     Attributes:
-        operation: `refact` for text encoders of models that draw, `sae` for decoders.
+        operation: `refact` for text encoders of models that draw, `sae` for decoders, `backpatch`
+            for models that see.
         encoder: Which text encoder, by attribute; None is the first.
         least: The smallest mean of m(clean) - m(corrupted) that effects are told of.
         steps: Of the attribution's integral.
         answers: Whether a decoder's answers must be one token.
+        target: Of `backpatch`, the layer behind which sources are tried.
     """
 
     operation: Operation
@@ -51,6 +61,7 @@ class LayerAdvice:
     least: Annotated[float, Gt(0)] = 0.01
     steps: Annotated[int, Ge(1), Le(100)] = 5
     answers: Literal["whole", "first"] = "whole"
+    target: Annotated[int, Ge(0), Le(1000)] = 0
     seed: int = 0
 
 
@@ -83,8 +94,11 @@ class Advice:
 
     Attributes:
         ranked: Layers, the best first; those that cannot serve are left out.
-        recommended: First and last layer of the range; None if no layer can serve.
+        recommended: First and last layer of the range; None if no layer can serve. Of `backpatch`
+            the range of sources.
+        targets: Of `backpatch`: first and last layer where a source may be written.
         by: The effect that ranks.
+        encoders: All text encoders of the model, where one of them was looked at.
     """
 
     model: str
@@ -98,7 +112,9 @@ class Advice:
     layers: tuple[LayerEffects, ...]
     ranked: tuple[int, ...]
     recommended: tuple[int, int] | None
+    targets: tuple[int, int] | None = None
     notes: tuple[str, ...] = field(default=())
+    encoders: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -106,23 +122,16 @@ class Advice:
 
 
 def advise(
-    hosted: HostedModel, pairs: Sequence[Pair], settings: LayerAdvice
+    hosted: HostedModel, pairs: Sequence[Pair] | Sequence[PicturePair], settings: LayerAdvice
 ) -> Generator[Progress, None, Advice]:
-    """Trace the pairs and rank the layers.
+    """Trace the pairs, those of `backpatch` with pictures, and rank the layers.
 
     Raises:
         MethodNotApplicable: The operation is for models of another kind.
         NothingToTrace: No pair is left, or the model does not decide between the answers.
         NoGraph: A decoder that attribution cannot take apart.
     """
-    if settings.operation == "sae":
-        prepared = _decoding(hosted, pairs, settings)
-        kept, dropped = prepared.kept, prepared.dropped
-        traces = trace_decoder(hosted, kept)
-    else:
-        tower = _tower(hosted, settings)
-        kept, dropped = prepare_texts(tower, pairs)
-        traces = trace_encoder(hosted, tower, kept)
+    kept, dropped, traces = _traced(hosted, pairs, settings)
     if not kept:
         raise NothingToTrace(f"No pair can be used: {dropped[0].reason if dropped else 'none'}.")
     told: list[Trace] = []
@@ -134,6 +143,31 @@ def advise(
     if settings.operation == "sae":
         scores = yield from _scores(hosted, [p for p in kept if isinstance(p, PairIds)], settings)
     return _advice(hosted, settings, told, dropped, effects, scores)
+
+
+def _traced(
+    hosted: HostedModel, pairs: Sequence[Any], settings: LayerAdvice
+) -> tuple[Sequence[Any], tuple[Dropped, ...], Iterator[Trace]]:
+    """The pairs that can be used, those that cannot, and the traces, made as they are asked for."""
+    if settings.operation == "sae":
+        prepared = _decoding(hosted, pairs, settings)
+        return prepared.kept, prepared.dropped, trace_decoder(hosted, prepared.kept)
+    if settings.operation == "backpatch":
+        _check_seeing(hosted, settings)
+        shown, dropped = prepare_pictures(hosted, pairs)
+        return shown, dropped, trace_pictures(hosted, shown, settings.target)
+    tower = _tower(hosted, settings)
+    texts, dropped = prepare_texts(tower, pairs)
+    return texts, dropped, trace_encoder(hosted, tower, texts)
+
+
+def _check_seeing(hosted: HostedModel, settings: LayerAdvice) -> None:
+    if not isinstance(hosted.family, VisionLanguage):
+        raise MethodNotApplicable("back_patch", hosted.family.title, "it sees nothing.")
+    layers = len(hosted.towers[TOWER])
+    if settings.target + 1 >= layers:
+        why = f"no layer of its {layers} is above target {settings.target}."
+        raise MethodNotApplicable("back_patch", hosted.family.title, why)
 
 
 def _decoding(hosted: HostedModel, pairs: Sequence[Pair], settings: LayerAdvice) -> Any:
@@ -208,9 +242,9 @@ def _advice(
     effects: Mapping[str, Sequence[Effect]],
     scores: Mapping[int, Effect],
 ) -> Advice:
-    by = "subject_mlp" if settings.operation == "refact" else "last"
+    by = _BY[settings.operation]
     layers = range(len(effects[by]))
-    able = [layer for layer in layers if _can_serve(settings.operation, layer, effects)]
+    able = [layer for layer in layers if _can_serve(settings, layer, effects)]
     ranked = sorted(able, key=lambda layer: -effects[by][layer].value)
     return Advice(
         model=hosted.name,
@@ -231,14 +265,24 @@ def _advice(
         ),
         ranked=tuple(ranked),
         recommended=_range(ranked, effects[by]),
+        targets=_targets(effects["visual"]) if settings.operation == "backpatch" else None,
         notes=() if ranked else ("No layer restores half of the behaviour.",),
+        encoders=tuple(hosted.text_towers) if settings.operation == "refact" else (),
     )
 
 
-def _can_serve(operation: Operation, layer: int, effects: Mapping[str, Sequence[Effect]]) -> bool:
-    if operation == "refact":
+def _can_serve(settings: LayerAdvice, layer: int, effects: Mapping[str, Sequence[Effect]]) -> bool:
+    if settings.operation == "refact":
         return effects["subject"][layer].value >= HALF
+    if settings.operation == "backpatch":
+        return layer > settings.target and effects["back"][layer].value >= HALF
     return layer + 1 < len(effects["last"]) and effects["last"][layer].value >= HALF
+
+
+def _targets(visual: Sequence[Effect]) -> tuple[int, int] | None:
+    """From the first layer to the last behind which the visual tokens are still read."""
+    able = [layer for layer, effect in enumerate(visual) if effect.value >= HALF]
+    return (able[0], able[-1]) if able else None
 
 
 def _range(ranked: Sequence[int], effects: Sequence[Effect]) -> tuple[int, int] | None:

@@ -111,6 +111,25 @@ def _policies() -> Call[list[Json]]:
     return Call(method="GET", path="/v1/policies", read=as_data)
 
 
+def _set_policy(
+    *,
+    model: str | None = None,
+    feature_gate: str | None = None,
+    edit_audit: str | None = None,
+    unverified: str | None = None,
+    thresholds: Json | None = None,
+) -> Call[list[Json]]:
+    """Ask for more than the operator does; all policies as they are then."""
+    asked = {
+        "model": model,
+        "feature_gate": feature_gate,
+        "edit_audit": edit_audit,
+        "unverified": unverified,
+        "thresholds": thresholds,
+    }
+    return Call(method="POST", path="/v1/policies", read=as_data, json=given(asked))
+
+
 class Datasets(Sync):
     """Rows of prompts."""
 
@@ -138,6 +157,7 @@ class Evaluations(Sync):
     artifact = now(_artifact)
     export = now(_export)
     policies = now(_policies)
+    set_policy = now(_set_policy)
 
 
 class AsyncEvaluations(Async):
@@ -149,3 +169,4 @@ class AsyncEvaluations(Async):
     artifact = later(_artifact)
     export = later(_export)
     policies = later(_policies)
+    set_policy = later(_set_policy)

@@ -24,7 +24,7 @@ from models.loading import load
 from models.progress import Progress
 from service.composing import Compositions
 from service.datasets import Dataset, newest
-from service.evidence import audited, gated
+from service.evidence import advised, audited, gated
 from service.evidence_errors import EvaluationTooLong
 from service.evidence_kinds import KINDS, Found, Kind, Subject, told, unzipped, zipped
 from service.evidence_vectors import registered
@@ -210,6 +210,8 @@ class Evaluator:
             gated(self.registry, job, found.report)
         if job.kind == "edit_audit":
             audited(self.registry, job, found.report)
+        if job.kind == "layer_advice":
+            advised(self.registry, job, found.report)
         return result_of(kept)
 
 

@@ -3,22 +3,24 @@
 A gate speaks for one feature, or for one set of features, of one dictionary in one model's weights;
 an audit for one version of an edit. What they measured is kept under names made of what they speak
 for, so that one look-up answers a request, and is held against the operator's thresholds when it is
-asked for. Policies are off unless the operator sets a model's `evidence.feature_gate` or
-`evidence.edit_audit`.
+asked for. Policies (`service.evidence_policies`) are off unless the operator or the tenant sets
+`feature_gate` or `edit_audit`.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from service.datasets import newest
-from service.evidence_errors import EditNotAudited, FeatureNotVerified
+from service.evidence_errors import EditNotAudited, FeatureNotVerified, NoAdvice
+from service.evidence_policies import policy_of
 from service.registry import Registry
 from service.registry.errors import UnknownName
 from service.registry.kinds import EVIDENCE
 from service.registry.records import Job
 from service.registry.tables import canonical
+from service.schema import FactBody
 from service.settings import Evidence, Settings
 
 
@@ -48,6 +50,38 @@ def audited(registry: Registry, job: Job, report: Mapping[str, Any]) -> None:
         (edit,) = job.payload["edits"]
         told = {key: report[key] for key in ("verdict", "suites")}
         _keep(registry, job, audit_name(edit["digest"]), report["fingerprint"], told)
+
+
+def advice_name(model: str, operation: str) -> str:
+    """What advice about an operation on a model is kept under."""
+    return f"advice-{operation}-{hashlib.sha256(model.encode()).hexdigest()[:24]}"
+
+
+def advised(registry: Registry, job: Job, report: Mapping[str, Any]) -> None:
+    """Keep which layers serve, best first.
+
+    Not of an edited model, nor of one of several encoders: an edit is written into the model as it
+    is, and into all of its encoders.
+    """
+    if job.payload["edits"] or len(report["encoders"]) > 1:
+        return
+    name = advice_name(job.model, report["settings"]["operation"])
+    told = {key: report[key] for key in ("ranked", "recommended", "pairs")}
+    _keep(registry, job, name, report["fingerprint"], told)
+
+
+def with_advice(registry: Registry, tenant: str, fingerprint: str, body: FactBody) -> FactBody:
+    """A fact edit whose block is `auto` with the best one of the newest advice.
+
+    Raises:
+        NoAdvice: Naming the evaluation to run.
+    """
+    if body.options.get("block") != "auto":
+        return body
+    told = _newest(registry, tenant, advice_name(body.model, body.method), fingerprint)
+    if told is None or not told["ranked"]:
+        raise NoAdvice(body.model, body.method)
+    return body.model_copy(update={"options": {**body.options, "block": told["ranked"][0]}})
 
 
 def _keep(
@@ -105,43 +139,68 @@ class Gatekeeper:
     Attributes:
         model: As requests call it.
         fingerprint: Of its weights.
-        asked: Its policy.
+        floor: What its operator asks for.
     """
 
     registry: Registry
     model: str
     fingerprint: str
-    asked: Evidence
+    floor: Evidence
 
-    def check(self, tenant: str, reports: Sequence[Mapping[str, Any]]) -> None:
+    def check(
+        self, tenant: str, reports: Sequence[Mapping[str, Any]], *, unverified: bool = False
+    ) -> tuple[dict[str, Any], ...]:
         """Refuse features that no gate speaks for, one by one or as the whole of an entry.
 
         Args:
-            tenant: Whose verdicts count.
+            tenant: Whose verdicts and policy count.
             reports: What steering chose: `features` with their dictionaries.
+            unverified: Whether the request goes on with them where the policy permits it.
+
+        Returns:
+            What went on so: per dictionary its id and the features.
 
         Raises:
             FeatureNotVerified: Naming the features and the evaluation to run.
         """
-        if not self.asked.feature_gate:
-            return
-        for report in reports:
-            by_sae: dict[tuple[str, str], list[int]] = {}
-            for use in report.get("features", ()):
-                by_sae.setdefault((use["sae"], use["sae_digest"]), []).append(use["feature"])
-            for (sae, digest), features in by_sae.items():
-                self._check(tenant, sae, digest, list(dict.fromkeys(features)))
+        if not any(report.get("features") for report in reports):
+            return ()
+        asked = policy_of(self.registry, tenant, self.model, self.floor)
+        if not asked.feature_gate:
+            return ()
+        missing: dict[str, list[int]] = {}
+        for (sae, digest), features in _uses(reports):
+            missing.setdefault(sae, []).extend(self._missing(tenant, digest, features, asked))
+        found = {sae: sorted(set(some)) for sae, some in missing.items() if some}
+        allowed = asked.unverified == "allow"
+        for sae, features in found.items():
+            if not (unverified and allowed):
+                raise FeatureNotVerified(sae, features, self.model, allowed=allowed)
+        return tuple({"sae": sae, "features": features} for sae, features in found.items())
 
-    def _check(self, tenant: str, sae: str, digest: str, features: Sequence[int]) -> None:
-        if self._passed(tenant, digest, features):
-            return
-        missing = [f for f in features if not self._passed(tenant, digest, [f])]
-        if missing:
-            raise FeatureNotVerified(sae, missing, self.model)
+    def _missing(
+        self, tenant: str, digest: str, features: Sequence[int], asked: Evidence
+    ) -> list[int]:
+        """Features for which neither a gate of the whole set speaks, nor one of their own."""
+        if self._passed(tenant, digest, features, asked):
+            return []
+        return [f for f in features if not self._passed(tenant, digest, [f], asked)]
 
-    def _passed(self, tenant: str, digest: str, features: Sequence[int]) -> bool:
+    def _passed(self, tenant: str, digest: str, features: Sequence[int], asked: Evidence) -> bool:
         told = _newest(self.registry, tenant, gate_name(digest, features), self.fingerprint)
-        return told is not None and gate_passes(told, self.asked)
+        return told is not None and gate_passes(told, asked)
+
+
+def _uses(
+    reports: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[tuple[str, str], list[int]]]:
+    """Per entry and dictionary (its id, its digest) the features that steer."""
+    for report in reports:
+        by_sae: dict[tuple[str, str], list[int]] = {}
+        for use in report.get("features", ()):
+            by_sae.setdefault((use["sae"], use["sae_digest"]), []).append(use["feature"])
+        for sae, features in by_sae.items():
+            yield sae, list(dict.fromkeys(features))
 
 
 def check_audit(
@@ -153,14 +212,15 @@ def check_audit(
         EditNotAudited: Naming the evaluation to run.
         UnknownEdit, UnknownVersion: There is none.
     """
-    asking = {m.name: m.evidence for m in settings.models if m.evidence.edit_audit}
-    if not asking:
-        return
     version = registry.edits.version(tenant, name, number)
-    if version.model not in asking or version.kind != "edit":
+    floors = {model.name: model.evidence for model in settings.models}
+    if version.model not in floors or version.kind != "edit":
+        return
+    asked = policy_of(registry, tenant, version.model, floors[version.model])
+    if not asked.edit_audit:
         return
     told = _newest(registry, tenant, audit_name(version.digest), version.fingerprint)
-    if told is None or not audit_passes(told, asking[version.model]):
+    if told is None or not audit_passes(told, asked):
         raise EditNotAudited(version.reference, version.model)
 
 
@@ -173,17 +233,3 @@ def _newest(
     except UnknownName:
         return None
     return found.report if found.fingerprint == fingerprint else None
-
-
-def policies(settings: Settings) -> list[dict[str, Any]]:
-    """What each hosted model asks for."""
-    return [
-        {
-            "object": "policy",
-            "model": model.name,
-            "feature_gate": "required" if model.evidence.feature_gate else "off",
-            "edit_audit": "required" if model.evidence.edit_audit else "off",
-            "thresholds": model.evidence.model_dump(exclude={"feature_gate", "edit_audit"}),
-        }
-        for model in settings.models
-    ]

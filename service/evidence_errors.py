@@ -8,13 +8,16 @@ from models.errors import Refusal
 class FeatureNotVerified(Refusal):
     """The model's policy asks for a passed feature gate before a feature may steer."""
 
-    def __init__(self, sae: str, features: Sequence[int], model: str) -> None:
+    def __init__(
+        self, sae: str, features: Sequence[int], model: str, *, allowed: bool = False
+    ) -> None:
         named = ", ".join(map(str, features))
+        unless = ' Or send "unverified": "allow", which the policy permits.' if allowed else ""
         super().__init__(
             f"No feature_gate was passed by feature {named} of {sae} in {model}.",
             remedy=f'POST /v1/evaluations with kind "feature_gate", model "{model}", a dataset '
             f'about the concept and params {{"sae": "{sae}", "features": [{named}], '
-            '"variable": ...}; steer with it once its verdict is pass.',
+            f'"variable": ...}}; steer with it once its verdict is pass.{unless}',
             param="steering",
         )
 
@@ -62,4 +65,27 @@ class WrongRows(Refusal):
             f"{kind} reads {rows}, and {dataset} has none.",
             remedy=f"POST /v1/datasets with {rows}, or with a generator, which makes both.",
             param="dataset",
+        )
+
+
+class PolicyTooLoose(Refusal):
+    """A tenant's policy that would let through what the operator's does not."""
+
+    def __init__(self, model: str, key: str, value: object, floor: object) -> None:
+        super().__init__(
+            f"{key} {value!r} is looser than the operator's {floor!r} for {model}.",
+            remedy=f"Leave {key} out, or ask for as much as the operator or more.",
+            param=key,
+        )
+
+
+class NoAdvice(Refusal):
+    """A fact edit whose block is `auto`, where no evaluation advised one."""
+
+    def __init__(self, model: str, method: str) -> None:
+        super().__init__(
+            f"No layer_advice about {method} was found for {model} in these weights.",
+            remedy=f'POST /v1/evaluations with kind "layer_advice", model "{model}", pairs about '
+            f'such facts and params {{"operation": "{method}"}}; or name the block.',
+            param="options.block",
         )

@@ -126,7 +126,7 @@ class LanguageHost(DrawsNothing):
             registry=registry,
             model=model.name,
             fingerprint=self.hosted.fingerprint,
-            asked=model.evidence,
+            floor=model.evidence,
         )
         self.started = int(time.time())
         self._warm_up()
@@ -195,14 +195,16 @@ class LanguageHost(DrawsNothing):
         patience = Patience(order.seconds)
         composed = await asyncio.to_thread(self.compositions.of, order.edits)
         prompts, sight = await self._read(order, patience)
-        steered = [Steered()] * len(prompts)
+        steered, unverified = [Steered()] * len(prompts), tuple[dict[str, Any], ...]()
         if order.steering:
             steered = await self.desk.run(
                 lambda its: [self._planned(order, ids, sight, its) for ids in prompts],
                 patience.remaining,
             )
             chosen = [report for plan in steered for report in plan.reports]
-            await asyncio.to_thread(self.gatekeeper.check, order.tenant, chosen)
+            unverified = await asyncio.to_thread(
+                self.gatekeeper.check, order.tenant, chosen, unverified=order.unverified
+            )
         patches = [composed.patch | plan.patch for plan in steered]
         patience.check()  # what planning took is not there for writing
         order = replace(order, seconds=patience.remaining or 0.0)
@@ -212,7 +214,8 @@ class LanguageHost(DrawsNothing):
         requests = [line.request for line in lines]
         tokens = order.streamed or order.logprobs is not None
         async with Texts(self.engine, requests, tokens=tokens) as texts:
-            yield self._prepared(order, composed, prompts, patches, steered)
+            prepared = self._prepared(order, composed, prompts, patches, steered)
+            yield replace(prepared, unverified=unverified)
             async for bundle in texts.bundles():
                 for happened in telling.of(bundle):
                     yield happened

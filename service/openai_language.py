@@ -90,6 +90,7 @@ def _shared(body: GenerationBody, wanted: Wanted, asked: Asked, prompts: int = 1
             for e in wanted.edits
         ),
         "steering": wanted.steering,
+        "unverified": body.unverified == "allow",
         "compare": body.compare,
         "streamed": bool(body.stream),
         "seconds": asked.seconds,
@@ -119,6 +120,7 @@ def _said(message: Message) -> dict[str, Any]:
 
 def applied(wanted: Wanted, prepared: Prepared, card: Mapping[str, Any], order: TextOrder) -> Json:
     """The `tiller` object as far as it is known before the first token."""
+    asked = {"unverified": [dict(u) for u in prepared.unverified]} if order.unverified else {}
     return {
         "model": wanted.model,
         "variant": wanted.variant,
@@ -135,6 +137,7 @@ def applied(wanted: Wanted, prepared: Prepared, card: Mapping[str, Any], order: 
         "seed": order.seeds[0] if len(order.seeds) == 1 else list(order.seeds),
         "warnings": [*order.notes, *prepared.warnings],
         "request_id": order.id,
+        **asked,
     }
 
 

@@ -109,6 +109,7 @@ class TextOrder:
         seeds: Of all choices, or one for each prompt; each choice draws from its own generator.
         max_tokens: Of each choice; None as far as its slot reaches, but not beyond `most`.
         logprobs: None for none, else how many of the likeliest tokens are told beside the chosen.
+        unverified: Whether features that no gate speaks for may steer, if the policy permits it.
         compare: Whether each choice has a plain twin: the same seed and pictures, and no changes.
         notes: What the answer warns of besides what the host finds.
         streamed: Whether `Wrote` events are wanted; else all of it stands in `Ended`.
@@ -129,6 +130,7 @@ class TextOrder:
     logprobs: int | None = None
     edits: tuple[EditOrder, ...] = ()
     steering: tuple[SteeringOrder, ...] = ()
+    unverified: bool = False
     compare: bool = False
     notes: tuple[str, ...] = ()
     streamed: bool = False
@@ -153,6 +155,7 @@ class Prepared:
         prompts: What was read, as text, per prompt; of a conversation an empty one.
         prompt_tokens: How many tokens that was.
         engine: Which engine, and its bounds.
+        unverified: Per dictionary, features that no gate speaks for and that steer all the same.
     """
 
     patch: str
@@ -166,6 +169,7 @@ class Prepared:
     prompts: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
     engine: Mapping[str, Any]
+    unverified: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,38 @@ class EvaluationBody(Body):
         return self
 
 
+class PolicyThresholds(Body):
+    """What evidence must reach; what is left out is as the operator says."""
+
+    tau: Annotated[float, Field(ge=0, le=1)] | None = None
+    margin: Annotated[float, Field(ge=0, le=1)] | None = None
+    kappa: Annotated[float, Field(gt=0)] | None = None
+    rows: Annotated[int, Field(ge=1)] | None = None
+    tolerance: Annotated[float, Field(ge=0, le=1)] | None = None
+    pairs: Annotated[int, Field(ge=1)] | None = None
+
+
+class PolicyBody(Body):
+    """`POST /v1/policies`: what a tenant asks for beyond the operator, in place of the last one."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """All of the tenant's models when left out."""
+    feature_gate: Literal["required", "off"] | None = None
+    edit_audit: Literal["required", "off"] | None = None
+    unverified: Literal["refuse", "allow"] | None = None
+    thresholds: PolicyThresholds = PolicyThresholds()
+
+    def told(self) -> dict[str, Any]:
+        """As settings name the keys, those that were given."""
+        gates = ("feature_gate", "edit_audit")
+        found: dict[str, Any] = {
+            key: getattr(self, key) == "required" for key in gates if getattr(self, key)
+        }
+        if self.unverified is not None:
+            found["unverified"] = self.unverified
+        return {**found, **self.thresholds.model_dump(exclude_none=True)}
+
+
 class ExportBody(Body):
     """`POST /v1/evaluations/{id}/export`: MIB's names of the cell."""
 

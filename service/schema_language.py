@@ -148,6 +148,9 @@ class GenerationBody(Lenient):
     user: Annotated[str, Field(max_length=500)] | None = None
     edits: EditUses = NONE
     steering: Steerings = NONE
+    unverified: Literal["refuse", "allow"] = "refuse"
+    """`allow`: features that no gate speaks for steer all the same, if the model's policy permits
+    it."""
     compare: bool = False
     """Also answer without edits, steering and back-patching, from the same seed."""
 

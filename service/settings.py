@@ -84,6 +84,8 @@ class Evidence(Section):
     """Nats per token by which it moves texts about anything else, at most."""
     rows: Annotated[int, Ge(1)] = 50
     """That a gate rests on, at least."""
+    unverified: Literal["refuse", "allow"] = "refuse"
+    """Whether a request may say that it steers with features that no gate speaks for."""
     edit_audit: bool = False
     """Whether an edit takes an alias only after a passed `edit_audit`."""
     tolerance: Annotated[float, Ge(0), Le(1)] = 0.05

@@ -13,7 +13,7 @@ from service.api.once import Once
 from service.auth import Principal, needs
 from service.conflicts import replaced
 from service.errors import BadRequest, TooMuch
-from service.evidence import check_audit
+from service.evidence import check_audit, with_advice
 from service.jobs import fit_payload
 from service.lineage import newest, parent_of
 from service.registry.blobs import digest_of
@@ -50,6 +50,11 @@ async def register_edit(
     request: Request, body: FactBody, bench: Bench, caller: Writer
 ) -> JSONResponse:
     """Fit a fact: a job, whose result is a new version. `Prefer: wait=30` waits for it."""
+    if body.options.get("block") == "auto":
+        card = await bench.host(body.model).card()
+        body = await asyncio.to_thread(
+            with_advice, bench.registry, caller.tenant, card["fingerprint"], body
+        )
     payload = fit_payload(body, bench.settings.limits)
     payload["replaces"] = await asyncio.to_thread(
         replaced, bench.registry, caller.tenant, body.replaces

@@ -10,13 +10,14 @@ from fastapi.responses import JSONResponse
 from service.api.answers import Bench, Page, listed, no_query, reply
 from service.api.edits import Reader, Writer
 from service.api.jobs import accepted, waited
+from service.api.keys import Admin
 from service.api.once import Once
 from service.auth import Principal
 from service.datasets import Dataset, dataset_of, find, keep, newest
 from service.evaluations import artifacts, identity, known, result_of, under_way
-from service.evidence import policies
 from service.evidence_errors import NoSuchArtifact, WrongRows
 from service.evidence_kinds import KINDS, unzipped, zipped
+from service.evidence_policies import keep_policy, policies
 from service.evidence_vectors import check_saving
 from service.questions import CheckRows
 from service.registry.kinds import DATASET, EVALUATION
@@ -27,6 +28,7 @@ from service.schema_evaluations import (
     DatasetBody,
     EvaluationBody,
     ExportBody,
+    PolicyBody,
     settings_of,
     told_settings,
 )
@@ -169,9 +171,33 @@ async def export_evaluation(name: str, body: ExportBody, bench: Bench, caller: R
 
 
 @router.get("/policies", dependencies=EXACT)
-async def list_policies(request: Request, bench: Bench, caller: Reader) -> JSONResponse:  # noqa: ARG001 - whoever may read
+async def list_policies(request: Request, bench: Bench, caller: Reader) -> JSONResponse:
     """Which evidence each hosted model asks for before a feature steers or an edit goes live."""
-    return reply(request, {"object": "list", "data": policies(bench.settings)})
+    return await _policies(request, bench, caller)
+
+
+@router.post("/policies", dependencies=EXACT)
+async def set_policy(
+    request: Request, body: PolicyBody, bench: Bench, caller: Admin
+) -> JSONResponse:
+    """Ask for more than the operator does: the tenant's policy for a model, or for all of them."""
+    if body.model is not None:
+        bench.host(body.model)
+    await asyncio.to_thread(
+        keep_policy,
+        bench.registry,
+        bench.settings,
+        caller.tenant,
+        body.model,
+        body.told(),
+        caller.name,
+    )
+    return await _policies(request, bench, caller)
+
+
+async def _policies(request: Request, bench: Workbench, caller: Principal) -> JSONResponse:
+    told = await asyncio.to_thread(policies, bench.registry, bench.settings, caller.tenant)
+    return reply(request, {"object": "list", "data": told})
 
 
 def _payload(bench: Workbench, caller: Principal, body: EvaluationBody) -> dict[str, Any]:

@@ -22,7 +22,7 @@ SITE = "lm.layers.3.mlp.down_proj"
 def evidence(tmp_path_factory, serving):
     """(url, workbench): the miniature under both policies."""
     thresholds = {"tau": 0.0, "margin": 0.0, "kappa": 1000.0, "rows": 8, "pairs": 4}
-    asks = {"feature_gate": True, "edit_audit": True, **thresholds}
+    asks = {"feature_gate": True, "edit_audit": True, "unverified": "allow", **thresholds}
     model = Model(name=MODEL, path="miniature:language", slots=4, evidence=asks)
     home = tmp_path_factory.mktemp("evidence")
     settings = Settings(home=home, server=Server(port=0, drain_seconds=20.0), models=(model,))
@@ -300,6 +300,63 @@ def test_an_edit_goes_live_only_after_its_audit_was_passed(evidence, tiller, nam
         budget=few,
     )
     assert under["report"]["provenance"]["edits"] == ["large@1"]
+
+
+def test_a_request_goes_on_unverified_where_every_policy_permits_it(tiller, http):
+    sae = sae_of(tiller)
+    steering = {"features": [{"sae": sae, "feature": 11, "strength": 2.0}]}
+    ask = {"model": MODEL, "prompt": "One day", "max_tokens": 2, "steering": steering}
+    refused = http.post("/v1/completions", json=ask).json()["error"]
+    assert refused["code"] == "feature_not_verified" and '"unverified"' in refused["message"]
+    allowing = {**ask, "unverified": "allow"}
+    answer = http.post("/v1/completions", json=allowing)
+    assert answer.json()["tiller"]["unverified"] == [{"sae": sae, "features": [11]}]
+    tiller.evaluations.set_policy(model=MODEL, unverified="refuse")
+    refused = http.post("/v1/completions", json=allowing)
+    assert refused.status_code == 422 and '"unverified"' not in refused.json()["error"]["message"]
+    tiller.evaluations.set_policy(model=MODEL)
+    assert http.post("/v1/completions", json=allowing).status_code == 200
+
+
+def test_a_tenants_policy_is_only_stricter_than_the_operators(tiller):
+    (before,) = tiller.evaluations.policies()
+    assert before["own"] == [] or before["own"][-1]["thresholds"] == {}
+    (told,) = tiller.evaluations.set_policy(thresholds={"kappa": 0.5, "rows": 20})
+    assert told["thresholds"]["kappa"] == 0.5 and told["thresholds"]["rows"] == 20
+    assert told["thresholds"]["tolerance"] == before["thresholds"]["tolerance"]
+    assert told["operator"] == before["operator"]
+    (told,) = tiller.evaluations.set_policy(model=MODEL, thresholds={"kappa": 0.7, "tau": 0.4})
+    assert told["thresholds"]["kappa"] == 0.5 and told["thresholds"]["tau"] == 0.4
+    for loose in (
+        {"thresholds": {"kappa": 2000.0}},
+        {"thresholds": {"rows": 1}},
+        {"feature_gate": "off"},
+        {"edit_audit": "off", "model": MODEL},
+    ):
+        assert code(lambda loose=loose: tiller.evaluations.set_policy(**loose)) == (
+            "policy_too_loose"
+        )
+    assert code(lambda: tiller.evaluations.set_policy(model="nobody")) == "unknown_model"
+    # The same again is not the version that was there before: it is the newest.
+    tiller.evaluations.set_policy(model=MODEL)
+    (told,) = tiller.evaluations.set_policy()
+    assert told["thresholds"] == before["thresholds"]
+
+
+def test_a_policy_of_all_models_is_kept_and_gates_what_passed(tmp_path, serving):
+    model = Model(name=MODEL, path="miniature:language", slots=2)
+    settings = Settings(home=tmp_path, server=Server(port=0, drain_seconds=20.0), models=(model,))
+    with serving(settings) as (url, _), Tiller(url) as tiller:
+        steering = {"features": [{"sae": sae_of(tiller), "feature": 7, "strength": 2.0}]}
+        ask = {"model": MODEL, "max_tokens": 1, "steering": steering}
+        assert tiller.complete("One day", **ask)
+        tiller.evaluations.set_policy(feature_gate="required")
+        with pytest.raises(TillerError, match="No feature_gate was passed"):
+            tiller.complete("One day", **ask)
+    with serving(settings) as (url, _), Tiller(url) as tiller:
+        assert tiller.evaluations.policies()[0]["feature_gate"] == "required"
+        with pytest.raises(TillerError, match="No feature_gate was passed"):
+            tiller.complete("One day", **ask)
 
 
 def test_policies_are_told(tiller):
