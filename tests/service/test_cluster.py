@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 
 from service import running
+from tests.service.shown import SEER, asking, written
+from tests.service.shown import drawn as drawn_photo
 
 pytestmark = pytest.mark.cluster
 
@@ -45,15 +47,28 @@ slots = 4
 max_waiting = 8
 memory_bytes = 0
 saes = [{{ id = "toy", path = {sae} }}]
+
+[[models]]
+name = "tiny-vl"
+path = {seer}
+slots = 2
+capacity = 256
+max_waiting = 4
+memory_bytes = 0
 """
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory, tiny_sd_folder, tiny_lm_folder, tiny_sae_folder):
+def started(tmp_path_factory, tiny_sd_folder, tiny_lm_folder, tiny_vl_folder, tiny_sae_folder):
     """(url, process) of `tiller serve`; the last test stops it, and this one if that did not."""
     home = tmp_path_factory.mktemp("cluster")
     config = home / "serve.toml"
-    folders = {"path": tiny_sd_folder, "speaker": tiny_lm_folder, "sae": tiny_sae_folder}
+    folders = {
+        "path": tiny_sd_folder,
+        "speaker": tiny_lm_folder,
+        "seer": tiny_vl_folder,
+        "sae": tiny_sae_folder,
+    }
     told = {key: json.dumps(str(folder)) for key, folder in folders.items()}
     config.write_text(CONFIG.format(slots=SLOTS, waiting=WAITING, **told))
     port = running.free_port()
@@ -168,6 +183,24 @@ def test_the_openai_client_chats_steered_and_streamed(client):
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(**asked, extra_body={"steering": wrong})
     assert unknown.value.code == "unknown_feature"
+
+
+def test_a_picture_crosses_the_processes_and_is_decoded_where_the_model_is(client):
+    photo = written(drawn_photo())
+    asked = {"model": SEER, "messages": [asking(photo, "a cat")], "max_tokens": 6, "temperature": 0}
+    plan = {"backpatch": {"source": 3, "target": 1}}
+    whole = client.chat.completions.create(**asked, extra_body={**plan, "compare": True})
+    told = whole.model_dump()["tiller"]
+    assert told["backpatch"]["visual_tokens"] == 9
+    assert told["choices"][0]["tokens_backpatched"] == 9
+    stream = list(client.chat.completions.create(**asked, stream=True, extra_body=plan))
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert said == whole.choices[0].message.content
+    cut = [asking(photo[: len(photo) // 2], "a cat")]
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.chat.completions.create(**{**asked, "messages": cut})
+    assert refused.value.code == "not_an_image"
+    assert refused.value.param == "messages[0].content[0].image_url.url"
 
 
 def test_a_client_that_leaves_a_chat_frees_its_row(client, cluster_url):
