@@ -35,9 +35,14 @@ def contains_word(expected: str, said: str) -> bool:
 
 
 def same_number(expected: str, said: str) -> bool:
-    """Whether the first number that is said is the expected one; leading zeros do not count."""
-    found = re.search(r"\d+", said)
-    return found is not None and int(found[0]) == int(expected)
+    """Whether the first number that is said is the expected one; leading zeros do not count.
+
+    Where nothing is expected anything is right; where no number is expected, nothing is.
+    """
+    if not expected.strip():
+        return True
+    found, wanted = (re.search(r"-?\d+", text) for text in (said, expected))
+    return found is not None and wanted is not None and int(found[0]) == int(wanted[0])
 
 
 CHECKERS: dict[str, Checker] = {

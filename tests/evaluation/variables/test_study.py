@@ -231,6 +231,9 @@ def test_answers_are_compared_as_asked():
     assert contains(" A", "see A") and not contains(" A", "A")
     assert contains_word(" A", "A")
     assert same_number("091", "91.") and not same_number("91", "191") and not same_number("1", "x")
+    assert same_number(" -5", "-5") and not same_number("-5", "5")
+    # Rows that are sent may expect anything.
+    assert same_number("", "x") and not same_number(" Paris", " 3")
 
 
 def test_aggregates_are_means_over_sets_best_over_positions_means_over_layers():
