@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from evaluation.backpatch.calibration import Book
     from evaluation.backpatch.example import Example
     from evaluation.backpatch.study import Studied
+    from evaluation.backpatch.sweep import Place
     from miniature.sight.item import Item
 
 out = Console()
@@ -35,6 +36,10 @@ PAPERS = {
 """The miniature's tasks that are like one of the paper's."""
 Names = Annotated[
     list[str] | None, typer.Option("--task", "-t", help="May be repeated; all six tasks.")
+]
+Plans = Annotated[
+    list[str] | None,
+    typer.Option("--plan", help="Only these, SOURCE:TARGET:WINDOW: one is confirmed, not chosen."),
 ]
 Windows = Annotated[list[int] | None, typer.Option("--window", help="Odd; 1, 3 and 5.")]
 
@@ -52,6 +57,7 @@ def evaluate_backpatch_command(  # noqa: PLR0913, PLR0917 - one argument per opt
         Literal["label", "exact"],
         typer.Option(help="Likeliest label by its first token, or the whole greedy answer."),
     ] = "label",
+    plans: Plans = None,
     windows: Windows = None,
     spoil: Annotated[
         list[str] | None,
@@ -76,7 +82,12 @@ def evaluate_backpatch_command(  # noqa: PLR0913, PLR0917 - one argument per opt
     studied = _studied(tasks, examples, spoil or (), seed)
     told = Model.model_validate({"name": "evaluated", "path": model})
     hosted = load("evaluated", weights_of(told), device=device, dtype=dtype)
-    settings = CalibrationSettings(windows=tuple(windows or (1, 3, 5)), metric=metric, seed=seed)
+    settings = CalibrationSettings(
+        places=tuple(_place(plan) for plan in plans or ()),
+        windows=tuple(windows or (1, 3, 5)),
+        metric=metric,
+        seed=seed,
+    )
     header = {
         "model": model,
         "fingerprint": hosted.fingerprint,
@@ -166,6 +177,16 @@ def _spoiled(items: "Sequence[Item]", spoil: str) -> "Sequence[Item]":
     except (KeyError, ValueError):
         kinds = ", ".join(SPOILS)
         raise typer.BadParameter(f"{spoil!r} is none of {kinds} with a number.") from None
+
+
+def _place(text: str) -> "Place":
+    from evaluation.backpatch.sweep import Place
+
+    try:
+        source, target, window = (int(part) for part in f"{text}:1".split(":")[:3])
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no plan; 9:2:1 is one.") from None
+    return Place(source=source, target=target, window=window)
 
 
 def example_of(item: "Item", number: int) -> "Example":

@@ -5,10 +5,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from evaluation.backpatch.sweep import Place
 from evaluation.errors import ProtocolDiffers
 from miniature.sight.tasks import some
 from service.evaluating import app
-from service.evaluating_backpatch import _studied, example_of
+from service.evaluating_backpatch import _place, _studied, example_of
 
 QUICK = ("--examples", "8", "--window", "1", "--aligned", "8", "-t", "scene")
 
@@ -45,7 +46,9 @@ def test_what_was_answered_is_kept_and_never_mixed_with_another_run(folder, told
     assert json.loads((folder / "answers.json").read_text()) == kept
 
 
-@pytest.mark.parametrize("wrong", [("-t", "chess"), ("--spoil", "rain:3"), ("--spoil", "blur")])
+@pytest.mark.parametrize(
+    "wrong", [("-t", "chess"), ("--spoil", "rain:3"), ("--spoil", "blur"), ("--plan", "9>2")]
+)
 def test_unknown_tasks_and_spoils_are_refused(tmp_path, wrong):
     done = CliRunner().invoke(app, ["backpatch", "-o", str(tmp_path), *wrong])
     assert done.exit_code == 2 and not list(tmp_path.iterdir())
@@ -64,3 +67,10 @@ def test_each_task_is_spoiled_in_each_way():
     names = [one.name for one in _studied(["sum", "scene"], 8, ["blur:1", "grain:30"], 5)]
     assert names == ["sum, blur 1", "sum, grain 30", "scene, blur 1", "scene, grain 30"]
     assert [one.paper for one in _studied(["sum", "scene"], 8, (), 5)] == ["arithmetic", None]
+
+
+def test_a_plan_is_source_target_and_window():
+    assert [_place("9:2:3"), _place("9:2")] == [
+        Place(source=9, target=2, window=3),
+        Place(source=9, target=2),
+    ]
