@@ -87,6 +87,10 @@ def _advice(told: Told) -> list[str]:
     range_ = told["recommended"]
     advice = "none" if range_ is None else f"layers {range_[0]} to {range_[1]}"
     lines = [f"Recommended by `{told['by']}`: **{advice}**, from {told['pairs']} pairs.", ""]
+    if (targets := told["targets"]) is not None:
+        lines.insert(
+            1, f"Visual tokens are still read behind target layers {targets[0]} to {targets[1]}."
+        )
     return [*lines, *_table(("layer", *effects, "attribution"), rows), "", *told["notes"]]
 
 

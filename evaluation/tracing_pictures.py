@@ -62,7 +62,10 @@ class PictureCases:
 def prepare_pictures(
     hosted: HostedModel, pairs: Sequence[PicturePair]
 ) -> tuple[tuple[PictureCases, ...], tuple[Dropped, ...]]:
-    """The pairs that can be traced, and the others with their reasons."""
+    """The pairs that can be traced, and the others with their reasons.
+
+    Of a model that sees nothing, none.
+    """
     kept: list[PictureCases] = []
     dropped: list[Dropped] = []
     for row, pair in enumerate(pairs):

@@ -13,16 +13,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import PurePosixPath
-from typing import Any, overload
+from typing import Any
 
-from PIL.Image import Image
 from pydantic import ValidationError
 
 from evaluation.backpatch.example import Example
 from service.errors import BadRequest, TooMuch
 from service.evidence_kinds import unzipped, zipped
 from service.phrases import said
-from service.pictures_in import check_pixels, decoded, from_data_uri, is_data, pixels_of
+from service.pictures_in import (
+    Pictures,
+    check_pixels,
+    decoded,
+    from_data_uri,
+    is_data,
+    pixels_of,
+)
 from service.registry.tables import canonical
 from service.schema_backpatch import ExampleRow, lines_of
 from service.settings import Limits
@@ -33,27 +39,6 @@ _PIECE = 2**16
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 """What reading an archive raises that is none."""
-
-
-class Pictures(Sequence[Image]):
-    """Encoded pictures that are decoded each time somebody looks: hundreds wait, few are open."""
-
-    def __init__(self, encoded: Sequence[bytes]) -> None:
-        self._encoded = encoded
-
-    def __len__(self) -> int:
-        """How many."""
-        return len(self._encoded)
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Pictures": ...
-    def __getitem__(self, index: int | slice) -> "Image | Pictures":
-        """One in RGB, or some that still wait."""
-        if isinstance(index, slice):
-            return Pictures(self._encoded[index])
-        return decoded(self._encoded[index], "examples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +114,7 @@ def examples_of(data: bytes) -> list[Example]:
             Example(
                 id=told["id"],
                 messages=[{"role": "user", "content": asked}],
-                pictures=Pictures(shown),
+                pictures=Pictures(shown, "examples"),
                 answer=told["answer"],
                 labels=tuple(told["labels"]),
                 described=None if words is None else [{"role": "user", "content": words}],

@@ -1,15 +1,19 @@
-"""Data sets of prompts: sent row by row, or drawn by a generator; kept by their content."""
+"""Data sets of prompts and pictures: sent row by row, or drawn; kept by their content."""
 
+import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from evaluation.behaviours.attributes import swaps_of
 from evaluation.behaviours.pairs import Dropped, Pair, prepare
 from evaluation.behaviours.swaps import SwapText, prepare_swaps
+from evaluation.tracing_pictures import PicturePair, prepare_pictures
 from models.hosted import HostedModel
 from models.language import Language
+from service.errors import TooMuch
+from service.pictures_in import Pictures, check_pixels, decoded, from_data_uri, pixels_of
 from service.registry import Registry
 from service.registry.blobs import digest_of
 from service.registry.errors import UnknownEdit, UnknownName
@@ -17,14 +21,37 @@ from service.registry.kinds import DATASET
 from service.registry.records import Version
 from service.registry.tables import canonical
 from service.schema_evaluations import DatasetBody, SwapRow
+from service.settings import Limits
 from service.vocabularies import vocabularies
 
 FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureText:
+    """A row of pictures as it is kept: both as base64."""
+
+    question: str
+    clean: str
+    corrupted: str
+    correct: str
+    incorrect: str
+
+    @property
+    def pair(self) -> PicturePair:
+        """Its pictures, decoded when somebody looks."""
+        return PicturePair(
+            question=self.question,
+            clean=Pictures([base64.b64decode(self.clean)], "pictures"),
+            corrupted=Pictures([base64.b64decode(self.corrupted)], "pictures"),
+            correct=self.correct,
+            incorrect=self.incorrect,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Rows for circuits (`pairs`), for variables (`swaps`), or both.
+    """Rows for circuits (`pairs`), for variables (`swaps`), for models that see, or several.
 
     Attributes:
         answers: Whether answers are one token, or known by their first.
@@ -35,6 +62,7 @@ class Dataset:
     swaps: tuple[SwapText, ...]
     answers: Literal["whole", "first"]
     made: Mapping[str, Any]
+    pictures: tuple[PictureText, ...] = ()
 
     @property
     def data(self) -> bytes:
@@ -50,12 +78,17 @@ class Dataset:
             swaps=tuple(_swap(row) for row in told["swaps"]),
             answers=told["answers"],
             made=told["made"],
+            pictures=tuple(PictureText(**row) for row in told.get("pictures", ())),
         )
 
     def first(self, n: int | None) -> "Dataset":
         """So many rows of each."""
         return Dataset(
-            pairs=self.pairs[:n], swaps=self.swaps[:n], answers=self.answers, made=self.made
+            pairs=self.pairs[:n],
+            swaps=self.swaps[:n],
+            answers=self.answers,
+            made=self.made,
+            pictures=self.pictures[:n],
         )
 
 
@@ -65,16 +98,18 @@ def _swap(row: Mapping[str, Any]) -> SwapText:
     return SwapText(**{**row, "positions": places, "signs": signs})
 
 
-def dataset_of(body: DatasetBody) -> Dataset:
+def dataset_of(body: DatasetBody, limits: Limits | None = None) -> Dataset:
     """What a request asks for, not yet kept.
 
     Raises:
         UnknownSet, UnknownVariable: The generator has none of that name.
+        BadPicture, NotAnImage, TooMuch: A picture, by its key.
     """
     if body.generator is None:
         pairs = tuple(Pair(**row.model_dump()) for row in body.pairs)
         swaps = tuple(_sent(row) for row in body.swaps)
-        return Dataset(pairs=pairs, swaps=swaps, answers=body.answers, made={})
+        shown = tuple(_shown(body, limits or Limits()))
+        return Dataset(pairs=pairs, swaps=swaps, answers=body.answers, made={}, pictures=shown)
     behaviour = vocabularies()[body.vocabulary].behaviours()[body.generator]
     sets = tuple(body.sets) or None
     if body.variable is not None and body.generator == "ravel":
@@ -88,6 +123,23 @@ def dataset_of(body: DatasetBody) -> Dataset:
         answers=body.answers,
         made={key: getattr(body, key) for key in keys},
     )
+
+
+def _shown(body: DatasetBody, limits: Limits) -> Iterator[PictureText]:
+    """Rows with pictures: each is looked at and decoded once before it is kept."""
+    total = 0
+    for number, row in enumerate(body.pictures):
+        told = row.model_dump()
+        for key in ("clean", "corrupted"):
+            param = f"pictures[{number}].{key}"
+            data = from_data_uri(told[key], param, limits)
+            check_pixels(pixels_of(data, param), limits.input_pixels, param)
+            decoded(data, param)
+            total += len(data)
+            if total > limits.calibration_bytes:
+                raise TooMuch("pictures", total, limits.calibration_bytes, " bytes")
+            told[key] = base64.b64encode(data).decode()
+        yield PictureText(**told)
 
 
 def _sent(row: SwapRow) -> SwapText:
@@ -111,10 +163,14 @@ def fitting(hosted: HostedModel, dataset: Dataset) -> dict[str, Any]:
     assert isinstance(hosted.family, Language)  # noqa: S101 - its host says so
     pairs = prepare(dataset.pairs, hosted, dataset.answers)
     swaps = prepare_swaps(dataset.swaps, hosted)
-    return {
+    told = {
         "pairs": _counted(len(pairs.kept), pairs.dropped),
         "swaps": _counted(len(swaps.kept), swaps.dropped),
     }
+    if dataset.pictures:
+        shown, dropped = prepare_pictures(hosted, [row.pair for row in dataset.pictures])
+        told["pictures"] = _counted(len(shown), dropped)
+    return told
 
 
 def _counted(kept: int, dropped: tuple[Dropped, ...]) -> dict[str, Any]:
@@ -133,7 +189,7 @@ def keep(  # noqa: PLR0913, PLR0917 - what a version is made of
     """Keep a data set under a name that is its content's."""
     data = dataset.data
     header = {
-        "n": max(len(dataset.pairs), len(dataset.swaps)),
+        "n": max(len(dataset.pairs), len(dataset.swaps), len(dataset.pictures)),
         "answers": dataset.answers,
         "made": dict(dataset.made),
     }

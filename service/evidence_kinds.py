@@ -128,6 +128,11 @@ class Kind:
     run: Callable[[Subject], Work]
     merged: bool = True
 
+    def reads(self, settings: Any) -> str:
+        """The rows that these settings read."""
+        shown = getattr(settings, "operation", None) == "backpatch"
+        return "pictures" if shown else self.rows or "pairs"
+
 
 def _circuit(subject: Subject) -> Work:
     told = prepare(subject.rows.pairs, subject.hosted, subject.rows.answers)
@@ -210,8 +215,11 @@ def _gates(subject: Subject) -> Work:
 
 
 def _advice(subject: Subject) -> Work:
-    asked = replace(subject.settings, answers=subject.rows.answers)
-    found = yield from advise(subject.hosted, subject.rows.pairs, asked)
+    asked: LayerAdvice = replace(subject.settings, answers=subject.rows.answers)
+    rows = subject.rows
+    shown = asked.operation == "backpatch"
+    pairs = [row.pair for row in rows.pictures] if shown else rows.pairs
+    found = yield from advise(subject.hosted, pairs, asked)
     return Found(report=found.as_dict(), files={"layers.png": advice_png(found)})
 
 

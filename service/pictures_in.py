@@ -10,7 +10,7 @@ import binascii
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -118,6 +118,27 @@ def decoded(data: bytes, param: str) -> Image.Image:
         return in_rgb(ImageOps.exif_transpose(opened))
     except Exception:  # noqa: BLE001 - as above
         raise NotAnImage(param) from None
+
+
+class Pictures(Sequence[Image.Image]):
+    """Encoded pictures that are decoded each time somebody looks: hundreds wait, few are open."""
+
+    def __init__(self, encoded: Sequence[bytes], param: str) -> None:
+        self._encoded, self._param = encoded, param
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._encoded)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Pictures": ...
+    def __getitem__(self, index: int | slice) -> "Image.Image | Pictures":
+        """One in RGB, or some that still wait."""
+        if isinstance(index, slice):
+            return Pictures(self._encoded[index], self._param)
+        return decoded(self._encoded[index], self._param)
 
 
 def looked(

@@ -17,6 +17,7 @@ _Answer = Annotated[str, Field(max_length=1_000)]
 _Places = Annotated[list[_Prompt], Field(min_length=2, max_length=2)]
 _Key = Annotated[str, Field(min_length=1, max_length=200)]
 _MOST_ROWS = 20_000
+_MOST_PICTURES = 1_000
 
 
 class PairRow(Body):
@@ -42,6 +43,17 @@ class SwapRow(Body):
     """The set of counterfactuals that it belongs to."""
 
 
+class PictureRow(Body):
+    """Two pictures of equally many tokens, a question, and an answer to each."""
+
+    question: _Prompt
+    clean: Annotated[str, Field(max_length=1_000_000_000)]
+    """A data URI: PNG, JPEG or WebP."""
+    corrupted: Annotated[str, Field(max_length=1_000_000_000)]
+    correct: Annotated[str, Field(min_length=1, max_length=1_000)]
+    incorrect: Annotated[str, Field(min_length=1, max_length=1_000)]
+
+
 class DatasetBody(Body):
     """`POST /v1/datasets`: rows, or a generator that draws them."""
 
@@ -50,6 +62,10 @@ class DatasetBody(Body):
     """For `circuit`, `layer_advice` and `edit_audit`."""
     swaps: Annotated[list[SwapRow], Field(max_length=_MOST_ROWS)] = Field(default_factory=list)
     """For `causal_variable` and `feature_gate`."""
+    pictures: Annotated[list[PictureRow], Field(max_length=_MOST_PICTURES)] = Field(
+        default_factory=list
+    )
+    """For `layer_advice` of `backpatch`."""
     generator: Generator | None = None
     vocabulary: Literal["miniature", "english"] = "english"
     n: Annotated[int, Field(ge=1, le=_MOST_ROWS)] = 100
@@ -65,8 +81,8 @@ class DatasetBody(Body):
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatasetBody":
-        if bool(self.pairs or self.swaps) == (self.generator is not None):
-            raise ValueError("send rows (pairs, swaps), or name a generator")
+        if bool(self.pairs or self.swaps or self.pictures) == (self.generator is not None):
+            raise ValueError("send rows (pairs, swaps, pictures), or name a generator")
         return self
 
 

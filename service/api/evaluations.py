@@ -49,7 +49,7 @@ async def make_dataset(
     """Rows, or what a generator draws; rows that the model cannot use are told one by one."""
     host = bench.host(body.model)
     card = await host.card()
-    dataset = await asyncio.to_thread(dataset_of, body)
+    dataset = await asyncio.to_thread(dataset_of, body, bench.settings.limits)
     # Only a language model's tokens say now which rows fall out; others say it in the evaluation.
     told: dict[str, Any] = {}
     if "context" in card:
@@ -209,7 +209,7 @@ def _payload(bench: Workbench, caller: Principal, body: EvaluationBody) -> dict[
     resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
     uses = [EditUse(name=name) for name in body.edits]
     wanted = resolver.resolve(caller.tenant, body.model, uses)
-    rows = kind.rows or "pairs"
+    rows = kind.reads(settings)
     return {
         "params": told_settings(settings),
         "edits": [

@@ -24,9 +24,9 @@ def seer():
 
 
 @pytest.fixture(scope="module")
-def scenes():
-    """Pairs of scenes of equal size."""
-    items = some("scene", "held-out", 24, 3)
+def faces():
+    """Pairs of faces, in pictures of equal size."""
+    items = some("feeling", "held-out", 24, 3)
     pairs = []
     for one, other in zip(items[::2], items[1::2], strict=True):
         size = one.picture.size
@@ -50,8 +50,8 @@ def drain(work):
             return over.value
 
 
-def test_a_trace_is_what_shifts_of_every_visual_token_come_to(seer, scenes):
-    kept, _ = prepare_pictures(seer, scenes[:3])
+def test_a_trace_is_what_shifts_of_every_visual_token_come_to(seer, faces):
+    kept, _ = prepare_pictures(seer, faces[:3])
     pair = kept[0]
     (trace,) = trace_pictures(seer, [pair], target=1)
     ids = torch.tensor([pair.corrupted.ids])
@@ -92,22 +92,25 @@ def test_a_trace_is_what_shifts_of_every_visual_token_come_to(seer, scenes):
         assert float(trace.restored["back"][layer]) == pytest.approx(back, abs=1e-3)
 
 
-def test_early_visual_tokens_carry_everything_and_the_last_layers_nothing(seer, scenes):
-    found = drain(advise(seer, scenes, LayerAdvice(operation="backpatch")))
+def test_early_visual_tokens_carry_everything_and_the_last_layers_nothing(seer, faces):
+    found = drain(advise(seer, faces, LayerAdvice(operation="backpatch")))
     visual = [one.effects["visual"] for one in found.layers]
     last = [one.effects["last"] for one in found.layers]
     assert visual[0].value > 0.9 and visual[0].low > 0.8
     assert abs(visual[-1].value) < 1e-4 < 0.99 < last[-1].value
     assert all(e.low <= e.value <= e.high for e in visual)
-    assert found.by == "back" and found.pairs + len(found.dropped) == len(scenes)
+    assert found.by == "back" and found.pairs + len(found.dropped) == len(faces)
     assert found.targets is not None and found.targets[0] == 0
     assert found.targets[1] < len(found.layers) - 1
+    # A late stream of the visual tokens, read early, says it all the same.
+    assert found.recommended == (1, len(found.layers) - 1)
+    assert found.layers[-1].effects["back"].value > 0.8
     assert found.layers[0].effects["back"].value == pytest.approx(visual[0].value)
     assert all(found.layers[layer].effects["back"].value >= 0.5 for layer in found.ranked)
 
 
-def test_pictures_of_unequal_length_and_equal_answers_fall_out(seer, scenes):
-    one = scenes[0]
+def test_pictures_of_unequal_length_and_equal_answers_fall_out(seer, faces):
+    one = faces[0]
     wide = Image.new("RGB", (one.clean[0].width * 2, one.clean[0].height), "red")
     unequal = PicturePair(**{**vars(one), "corrupted": [wide]})
     same = PicturePair(**{**vars(one), "incorrect": one.correct})
@@ -116,10 +119,10 @@ def test_pictures_of_unequal_length_and_equal_answers_fall_out(seer, scenes):
     assert "tokens" in dropped[0].reason and "alike" in dropped[1].reason
 
 
-def test_models_that_see_nothing_and_targets_without_sources_are_refused(seer, scenes, tmp_path):
+def test_models_that_see_nothing_and_targets_without_sources_are_refused(seer, faces, tmp_path):
     with pytest.raises(MethodNotApplicable, match="above target"):
-        drain(advise(seer, scenes, LayerAdvice(operation="backpatch", target=99)))
+        drain(advise(seer, faces, LayerAdvice(operation="backpatch", target=99)))
     blind = load("tiny", FAMILIES["llama"].tiny(tmp_path / "llama"))
     with pytest.raises(MethodNotApplicable, match="sees nothing"):
-        drain(advise(blind, scenes, LayerAdvice(operation="backpatch")))
+        drain(advise(blind, faces, LayerAdvice(operation="backpatch")))
     blind.close()
