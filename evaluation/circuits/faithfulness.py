@@ -26,7 +26,7 @@ from models.progress import Progress
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 FLOOR_CPR, FLOOR_CMD = 0.25, 0.749
-"""Where f is 0 below the full size."""
+"""Of these sizes, where f is 0 below the full one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,13 @@ def log_area(sizes: Sequence[float], values: Sequence[float]) -> float:
     """The same over the logarithm of the sizes, as a mean: f = 1 everywhere gives 1."""
     places = np.log(sizes)
     return float(np.trapezoid(values, places) / (places[-1] - places[0]))
+
+
+def floors(sizes: Sequence[float]) -> tuple[float, float]:
+    """CPR and CMD over these sizes where f is 0 below the full one: what chance comes to."""
+    full = [float(k == 1) for k in sizes]
+    missed = [1 - f for f in full]
+    return round(area(sizes, full), 12), round(area(sizes, missed), 12)
 
 
 def measure(  # noqa: PLR0913 - what a curve depends on

@@ -22,7 +22,7 @@ from evaluation.circuits.batches import Batch, in_batches, reference_weights
 from evaluation.circuits.drawing import top_nodes
 from evaluation.circuits.errors import BadCircuit, TooFewPairs
 from evaluation.circuits.exact import patch_exactly, patch_nodes_exactly
-from evaluation.circuits.faithfulness import FLOOR_CMD, FLOOR_CPR, SIZES, Faithfulness, measure
+from evaluation.circuits.faithfulness import SIZES, Faithfulness, floors, measure
 from evaluation.circuits.flow_routes import flow_routes
 from evaluation.circuits.graph import Graph
 from evaluation.circuits.optimal import Learning, optimal_vectors
@@ -150,9 +150,10 @@ class CircuitReport:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: everything but the scores."""
         told = asdict(self.found)
+        cpr, cmd = floors(self.settings.sizes)
         return {
             **told,
-            "floor": {"cpr": FLOOR_CPR, "cmd": FLOOR_CMD},
+            "floor": {"cpr": cpr, "cmd": cmd},
             "top_nodes": [{"name": n, "score": s, "share": h} for n, s, h in self.top_nodes],
             "edges": self.graph.edges,
             "found_by": self.found_by,
@@ -186,8 +187,18 @@ def read_importances(data: bytes, most_bytes: int = 2**30) -> tuple[Graph, Score
     return Graph(**header["graph"]), Scores(**found), header
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored(Progress):
+    """The step at which all scores are there."""
+
+    scores: Scores
+
+
 def study(
-    hosted: HostedModel, pairs: Prepared, settings: Circuit | None = None
+    hosted: HostedModel,
+    pairs: Prepared,
+    settings: Circuit | None = None,
+    scores: Scores | None = None,
 ) -> Generator[Progress, None, CircuitReport]:
     """Score, select and judge circuits.
 
@@ -195,6 +206,7 @@ def study(
         hosted: The evaluation's own model: hooks stand in it while this runs.
         pairs: Pairs of prompts in its tokens.
         settings: What is asked.
+        scores: What an equal study told in `Scored` before it was broken off.
 
     Raises:
         BadCircuit: Settings that contradict each other.
@@ -206,7 +218,9 @@ def study(
     started, cost, anatomy = time.monotonic(), Cost(), find_anatomy(hosted)
     finding, judging = split(pairs.kept, settings)
     _forget_peak(hosted)
-    scores = yield from _scores(anatomy, finding, settings, cost)
+    if scores is None:
+        scores = yield from _scores(anatomy, finding, settings, cost)
+        yield Scored(stage="attribution", done=1, total=1, scores=scores)
     batches = in_batches(judging, settings.tokens, hosted.device)
     found = yield from measure(
         anatomy,

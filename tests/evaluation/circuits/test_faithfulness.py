@@ -14,6 +14,7 @@ from evaluation.circuits.faithfulness import (
     Point,
     area,
     faithfulness,
+    floors,
     log_area,
     measure,
 )
@@ -39,6 +40,12 @@ def test_a_perfect_curve_and_a_flat_one():
     nothing = faithfulness(curve(*[0.0] * 9, 1.0), FULL, EMPTY)
     assert nothing.cpr == pytest.approx(FLOOR_CPR)
     assert nothing.cmd == pytest.approx(FLOOR_CMD)
+
+
+def test_the_floor_is_that_of_the_sizes():
+    assert floors(SIZES) == (FLOOR_CPR, FLOOR_CMD)
+    assert floors((0.1, 1.0)) == (0.45, 0.45)
+    assert floors((0.1, 0.5)) == (0, 0.4)
 
 
 def test_the_weights_are_those_of_the_trapezoid():

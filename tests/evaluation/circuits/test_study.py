@@ -72,7 +72,7 @@ def test_the_report_says_what_was_done(report, indirect_objects):
     kept = len(indirect_objects.kept)
     assert told["found_by"] + told["judged_by"] == told["kept"] == kept
     assert len(told["dropped"]) == 24 - kept
-    assert told["floor"] == {"cpr": 0.25, "cmd": 0.749}
+    assert told["floor"] == {"cpr": 0.4, "cmd": 0.58}
     assert told["settings"]["method"] == "eap-ig-inputs"
     assert {"k", "n_edges", "f_signed", "f_absolute"} <= told["curve"][0].keys()
     names = [node["name"] for node in told["top_nodes"]]
