@@ -1,7 +1,7 @@
 """Evaluations as jobs: a model of their own, a thread of their own, results by content.
 
-Serving shares nothing with them but the processor. A job that is lost is taken up again from its
-beginning: everything is drawn by a seed, so it comes to the same.
+Serving shares nothing with them but the processor. A job that is lost is taken up again behind the
+last stage that was noted: everything is drawn by a seed, so it comes to the same.
 """
 
 import functools
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -27,6 +28,7 @@ from service.datasets import Dataset, newest
 from service.evidence import advised, audited, gated
 from service.evidence_errors import EvaluationTooLong
 from service.evidence_kinds import KINDS, Found, Kind, Subject, told, unzipped, zipped
+from service.evidence_notes import note, noted
 from service.evidence_vectors import registered
 from service.jobs import JobRunner, Task, Ticket
 from service.orders import EditOrder
@@ -107,7 +109,9 @@ class Evaluator:
             registry,
         )
         self._under_way: list[_Thread] = []
-        tasks = {kind: Task(begin=self._begin, end=self._kept, shares=_SHARES) for kind in KINDS}
+        keep = functools.partial(note, registry)
+        task = Task(begin=self._begin, keep=keep, end=self._kept, shares=_SHARES)
+        tasks = dict.fromkeys(KINDS, task)
         self._runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
 
     def start(self) -> None:
@@ -135,16 +139,16 @@ class Evaluator:
     def _begin(self, job: Job) -> Generator[Progress, None, Found]:
         kind, payload = KINDS[job.kind], job.payload
         within = payload["budget"]["max_seconds"]
-        return _bounded(self._work(job, kind, payload), within)
+        return _bounded(self._work(job, kind, payload, noted(self.registry, job)), within)
 
     def _work(
-        self, job: Job, kind: Kind, payload: Mapping[str, Any]
+        self, job: Job, kind: Kind, payload: Mapping[str, Any], before: Mapping[str, bytes]
     ) -> Generator[Progress, None, Found]:
         yield Progress(stage="loading", done=0, total=1)
         torch.set_num_threads(self.model.threads)
         hosted = self._loaded()
         try:
-            subject = self._subject(kind, payload, hosted)
+            subject = replace(self._subject(kind, payload, hosted), noted=before)
             with ExitStack() as changed:
                 if kind.merged:
                     changed.enter_context(merged(hosted, subject.edits))
@@ -212,6 +216,7 @@ class Evaluator:
             audited(self.registry, job, found.report)
         if job.kind == "layer_advice":
             advised(self.registry, job, found.report)
+        self.registry.notes.forget(job.id, job.worker or "")
         return result_of(kept)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import torch
 from annotated_types import MaxLen
 
 from evaluation.advice import LayerAdvice, advise
@@ -19,16 +20,18 @@ from evaluation.behaviours.swaps import prepare_swaps
 from evaluation.circuits import files
 from evaluation.circuits.drawing import draw_circuit, draw_curve
 from evaluation.circuits.selection import Subgraph, select
-from evaluation.circuits.study import Circuit, CircuitReport
+from evaluation.circuits.study import Circuit, CircuitReport, Scored
 from evaluation.circuits.study import study as find_circuit
 from evaluation.evidence_plots import advice_png, audit_png
 from evaluation.evidence_report import page
 from evaluation.gate_bars import plot as draw_gates
 from evaluation.gates import Gate, gate
+from evaluation.variables.featurizers import Directions, Featurizer
 from evaluation.variables.heatmap import plot
 from evaluation.variables.report import VariableReport
-from evaluation.variables.settings import VariableStudy
-from evaluation.variables.stored import stored
+from evaluation.variables.settings import LEARNED, OF_SAE, VariableStudy
+from evaluation.variables.stored import Made, restored, stored
+from evaluation.variables.study import Fitted
 from evaluation.variables.study import study as find_variable
 from evaluation.variables.submission import export, submission_bytes
 from evaluation.variables.units import width
@@ -36,6 +39,7 @@ from models.hosted import HostedModel
 from models.patch import Patch
 from models.progress import Progress
 from service.datasets import Dataset
+from service.evidence_notes import Stage, scores_data, scores_of
 from service.evidence_vectors import Save, Saved, saved, vector_toward
 from steerers.dictionary import Dictionary
 
@@ -46,6 +50,8 @@ _JSON_EDGES = 50_000
 _SUBMITTED_BYTES = 2**29
 """Larger folders of featurizers (a rotation is kept with a square matrix, twice) are left to
 `evaluation.variables.submission`, which writes them from `featurizers.safetensors`."""
+_SCORES, _FEATURIZERS = "scores", "featurizers"
+"""Names of notes."""
 _STAMP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -83,6 +89,7 @@ class Subject:
         edits: All of the request's, as one patch.
         suites: By name, for an audit.
         corpus: The model's own texts.
+        noted: What an earlier worker of the job has made whole.
     """
 
     hosted: HostedModel
@@ -92,6 +99,7 @@ class Subject:
     suites: Mapping[str, Dataset] = field(default_factory=dict)
     dictionaries: Mapping[str, Dictionary] = field(default_factory=dict)
     corpus: Callable[[], Sequence[str]] = tuple
+    noted: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def rows(self) -> Dataset:
@@ -110,6 +118,7 @@ class Found:
 
 
 Work = Generator[Progress, None, Found]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +145,9 @@ class Kind:
 
 def _circuit(subject: Subject) -> Work:
     told = prepare(subject.rows.pairs, subject.hosted, subject.rows.answers)
-    found: CircuitReport = yield from find_circuit(subject.hosted, told, subject.settings)
+    before = scores_of(subject.noted[_SCORES]) if _SCORES in subject.noted else None
+    work = find_circuit(subject.hosted, told, subject.settings, before)
+    found: CircuitReport = yield from _staged(work, _scored)
     with TemporaryDirectory(prefix="tiller-circuit-") as name:
         folder = Path(name)
         shown = f"{subject.hosted.name}, {found.settings.method}"
@@ -157,6 +168,13 @@ def _circuit(subject: Subject) -> Work:
     )
 
 
+def circuit_submission(made: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What MIB's evaluator is given of a circuit's files: one of scores, or nine memberships."""
+    if "memberships.zip" in made:
+        return unzipped(made["memberships.zip"])
+    return {"importances.pt": made["importances.pt"]}
+
+
 def _strongest(found: CircuitReport) -> Subgraph | None:
     """A circuit to draw: of few items, more where nothing of these hangs together."""
     level, way = found.settings.level, found.settings.way
@@ -170,9 +188,10 @@ def _strongest(found: CircuitReport) -> Subgraph | None:
 def _variable(subject: Subject) -> Work:
     hosted = subject.hosted
     told = prepare_swaps(subject.rows.swaps, hosted)
-    found: VariableReport = yield from find_variable(
-        hosted, told, subject.settings, dictionaries=subject.dictionaries
+    work = find_variable(
+        hosted, told, subject.settings, dictionaries=subject.dictionaries, made=_made(subject)
     )
+    found: VariableReport = yield from _staged(work, _fitted)
     header = {"model": hosted.name, "fingerprint": hosted.fingerprint}
     header["variable"] = found.settings.variable
     with TemporaryDirectory(prefix="tiller-variable-") as name:
@@ -191,6 +210,52 @@ def _variable(subject: Subject) -> Work:
     save: Save | None = subject.settings.save
     kept = None if save is None else saved(hosted, told.kept, found, save)
     return Found(report=report, files=made, saved=kept)
+
+
+def _staged(
+    work: Generator[Progress, None, T], whole: Callable[[Progress], Stage | None]
+) -> Generator[Progress, None, T]:
+    """The work's steps; in place of one at which something is whole, what is to be kept of it."""
+    try:
+        while True:
+            step = next(work)
+            yield whole(step) or step
+    except StopIteration as over:
+        return over.value
+    finally:
+        work.close()
+
+
+def _scored(step: Progress) -> Stage | None:
+    if not isinstance(step, Scored):
+        return None
+    data = scores_data(step.scores)
+    return Stage(stage=step.stage, done=step.done, total=step.total, name=_SCORES, data=data)
+
+
+def _fitted(step: Progress) -> Stage | None:
+    """Learned features are kept; others cost little, and an SAE's are its own."""
+    if not isinstance(step, Fitted):
+        return None
+    kinds = {one.kind for _, some in step.made for one in some}
+    if not kinds <= LEARNED - OF_SAE:
+        return None
+    data = stored(step.made, {})
+    return Stage(stage=step.stage, done=step.done, total=step.total, name=_FEATURIZERS, data=data)
+
+
+def _made(subject: Subject) -> Made | None:
+    if _FEATURIZERS not in subject.noted:
+        return None
+    _, made = restored(subject.noted[_FEATURIZERS])
+    device = subject.hosted.device
+    return [(handle, tuple(_placed(one, device) for one in some)) for handle, some in made]
+
+
+def _placed(one: Featurizer, device: torch.device) -> Featurizer:
+    if not isinstance(one.features, Directions):
+        return one
+    return replace(one, features=Directions(rotation=one.features.rotation.to(device)))
 
 
 def _exportable(found: VariableReport) -> bool:

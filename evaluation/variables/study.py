@@ -34,6 +34,7 @@ from evaluation.variables.objective import (
 from evaluation.variables.report import Spent, VariableReport
 from evaluation.variables.score import accuracies, differences, errors
 from evaluation.variables.settings import FITTED, OF_SAE, VariableStudy
+from evaluation.variables.stored import Made
 from evaluation.variables.surface import Cell, Surface
 from evaluation.variables.table import positions_of, table
 from evaluation.variables.trials import Cost, Trial, Trials
@@ -47,6 +48,13 @@ _SIGNS = ("output_token", "output_position")
 """The variables of the indirect object's task, in the order of signs."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted(Progress):
+    """The step at which all featurizers are there, per handle one for each of its units."""
+
+    made: Made
+
+
 def study(
     hosted: HostedModel,
     swaps: PreparedSwaps,
@@ -54,6 +62,7 @@ def study(
     *,
     held_out: PreparedSwaps | None = None,
     dictionaries: Mapping[str, Dictionary] | None = None,
+    made: Made | None = None,
 ) -> Generator[Progress, None, VariableReport]:
     """Find out where a variable sits.
 
@@ -63,6 +72,7 @@ def study(
         settings: What is asked.
         held_out: Interchanges to score.
         dictionaries: SAEs by id, for kinds that need them.
+        made: What an equal study told in `Fitted` before it was broken off.
 
     Raises:
         BadStudy, UnknownUnit: The settings do not fit.
@@ -78,11 +88,15 @@ def study(
     scored = fit if rows.test is rows.train else _trials(hosted, rows.test, units, settings)
     coefficients = _coefficients(fit, handles, settings)
     objective = _objective(fit, coefficients)
-    made = yield from fitted(fit, handles, settings, objective, of_unit)
-    if all(any(f.empty for f in some) for some in made):
+    if made is None:
+        found = yield from fitted(fit, handles, settings, objective, of_unit)
+        made = tuple(zip(handles, found, strict=True))
+        yield Fitted(stage="fitted", done=1, total=1, made=made)
+    some_of = [some for _, some in made]
+    if all(any(f.empty for f in some) for some in some_of):
         raise NoFeatures(", ".join(sorted({unit.name for unit in units})[:4]))
     scorer = _Scorer(scored, handles, settings, coefficients)
-    found, controls = yield from scorer.surfaces(made)
+    found, controls = yield from scorer.surfaces(some_of)
     return VariableReport(
         model=hosted.name,
         fingerprint=hosted.fingerprint,
@@ -95,7 +109,7 @@ def study(
         no_op=scorer.no_op() if "no_op" in settings.controls else {},
         indistinct=_indistinct(rows.test, settings.variable),
         coefficients=coefficients,
-        featurizers=tuple(zip(handles, made, strict=True)),
+        featurizers=tuple(made),
         spent=_spent(started, fit.cost, scored.cost),
         versions={name: version(name) for name in ("tiller", "torch", "transformers")},
     )

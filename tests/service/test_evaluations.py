@@ -395,19 +395,22 @@ def test_a_data_set_without_the_rows_of_a_kind_is_refused(tiller):
     assert code(ask) == "wrong_rows"
 
 
-def test_what_was_under_way_when_the_service_stopped_is_taken_up_again(tmp_path, serving):
+def test_what_was_under_way_when_the_service_stopped_goes_on_from_its_scores(tmp_path, serving):
     model = Model(name=MODEL, path="miniature:language", slots=2)
     settings = Settings(home=tmp_path, server=Server(port=0, drain_seconds=20.0), models=(model,))
-    with serving(settings) as (url, _), Tiller(url) as tiller:
-        rows = tiller.datasets.make(model=MODEL, generator="ioi", vocabulary="miniature", n=4)
-        asked = {"dataset": rows["id"], "params": {"steps": 40, "sizes": [0.1, 1.0]}}
+    with serving(settings) as (url, bench), Tiller(url) as tiller:
+        rows = tiller.datasets.make(model=MODEL, generator="ioi", vocabulary="miniature", n=40)
+        asked = {"dataset": rows["id"], "params": {"steps": 1, "held_out": 0.9}}
         begun = tiller.evaluations.start("circuit", model=MODEL, **asked)
         again = tiller.evaluations.start("circuit", model=MODEL, **asked)
         assert again["id"] == begun["id"]  # one job for equal requests
-        while tiller.jobs.show(begun["id"])["state"] == "queued":
+        while not bench.registry.notes.of(begun["id"]):
+            assert tiller.jobs.show(begun["id"])["state"] in ("queued", "running")
             time.sleep(0.02)
-    with serving(settings) as (url, _), Tiller(url) as tiller:
-        assert tiller.jobs.wait(begun["id"])["result"]["report"]["kept"] == 4
+    with serving(settings) as (url, bench), Tiller(url) as tiller:
+        report = tiller.jobs.wait(begun["id"])["result"]["report"]
+        assert report["kept"] == 40 and report["cost"]["backwards"] == 0
+        assert not bench.registry.notes.of(begun["id"])
         assert tiller.evaluations.start("circuit", model=MODEL, **asked)["cache_hit"]
 
 
