@@ -21,7 +21,7 @@ _LINES = "examples.jsonl"
 def calibrate(  # noqa: PLR0913, PLR0917 - one argument per option
     examples: Annotated[
         Path,
-        typer.Option(exists=True, help=f"A zip, or a folder, with {_LINES}; or such a file."),
+        typer.Option(help=f"A zip, or a folder, with {_LINES}; or such a file."),
     ],
     model: Annotated[str, typer.Option("--model", "-m")] = "miniature-vl",
     save: Annotated[
@@ -92,6 +92,8 @@ def show(
 
 def _read(examples: Path) -> bytes:
     """The archive: as it lies there, or made of a folder or of a file of lines."""
+    if not examples.exists():
+        raise typer.BadParameter(f"there is no {examples}")
     if zipfile.is_zipfile(examples):
         return examples.read_bytes()
     folder = examples if examples.is_dir() else examples.parent

@@ -400,5 +400,7 @@ def test_the_sdk_and_the_command_line_ask_for_the_same(service, tiller, result, 
         assert ended.exit_code == 0, ended.output
         assert result["calibration"] in ended.output and "from-cli@live" in ended.output
     assert (tmp_path / "out" / "grid-image.png").stat().st_size > 1000
+    gone = [w if not w.endswith(".jsonl") else "gone.zip" for w in words]
+    assert CliRunner().invoke(cli_backpatch.app, gone).exit_code == 2
     shown = CliRunner().invoke(cli_backpatch.app, ["show", "--url", service[0]])
     assert shown.exit_code == 0 and "calibration" in shown.output
