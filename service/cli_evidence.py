@@ -128,7 +128,7 @@ def gate(  # noqa: PLR0913, PLR0917 - one argument per option
 
 @app.command()
 def advice(  # noqa: PLR0913, PLR0917 - one argument per option
-    operation: Annotated[str, typer.Argument(help="sae or refact")],
+    operation: Annotated[str, typer.Argument(help="sae, refact or backpatch")],
     task: Task = None,
     dataset: Rows = None,
     model: Model = "miniature-lm",
@@ -141,7 +141,7 @@ def advice(  # noqa: PLR0913, PLR0917 - one argument per option
     url: Url = None,
     api_key: Key = None,
 ) -> None:
-    """At which layers to steer a language model, or to edit a text encoder."""
+    """At which layers to steer a model, to edit a text encoder, or to patch pictures back."""
     asked = {"operation": operation, "seed": seed, **_params(param)}
     with asked_at(url, api_key) as tiller:
         rows = _dataset(tiller, model, dataset, task, vocabulary, n, seed, answers)
