@@ -168,13 +168,6 @@ def _circuit(subject: Subject) -> Work:
     )
 
 
-def circuit_submission(made: Mapping[str, bytes]) -> dict[str, bytes]:
-    """What MIB's evaluator is given of a circuit's files: one of scores, or nine memberships."""
-    if "memberships.zip" in made:
-        return unzipped(made["memberships.zip"])
-    return {"importances.pt": made["importances.pt"]}
-
-
 def _strongest(found: CircuitReport) -> Subgraph | None:
     """A circuit to draw: of few items, more where nothing of these hangs together."""
     level, way = found.settings.level, found.settings.way

@@ -160,7 +160,7 @@ async def export_evaluation(name: str, body: ExportBody, bench: Bench, caller: R
         # Results are split at underscores: none may stand in a task or a model.
         model = _UNSAFE.sub("-", body.model or found.model)
         folder = f"{body.task.replace('_', '-')}_{model.replace('_', '-')}"
-        data = zipped({source: made[source]}, f"{folder}/")
+        data = zipped(circuit_submission(made), f"{folder}/")
     else:
         report = found.report or {}
         variable = _UNSAFE.sub("_", report["variable"])
@@ -198,6 +198,13 @@ async def set_policy(
 async def _policies(request: Request, bench: Workbench, caller: Principal) -> JSONResponse:
     told = await asyncio.to_thread(policies, bench.registry, bench.settings, caller.tenant)
     return reply(request, {"object": "list", "data": told})
+
+
+def circuit_submission(made: dict[str, bytes]) -> dict[str, bytes]:
+    """What MIB's evaluator is given of a circuit's files: one of scores, or nine memberships."""
+    if "memberships.zip" in made:
+        return unzipped(made["memberships.zip"])
+    return {"importances.pt": made["importances.pt"]}
 
 
 def _payload(bench: Workbench, caller: Principal, body: EvaluationBody) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from evaluation.variables.submission import submission_bytes
 from evaluation.variables.units import Unit
 from miniature import weights_path
 from models.loading import load
+from service.api.evaluations import circuit_submission
 from service.datasets import dataset_of
 from service.evidence_kinds import _SUBMITTED_BYTES, KINDS, Subject
 from service.schema_evaluations import DatasetBody
@@ -46,10 +47,11 @@ def test_circuits_that_grow_leave_nine_memberships(hosted, names):
         assert archive.namelist() == [f"{i}_{share:g}.pt" for i, share in enumerate(SHARES)]
         told = torch.load(archive.open("8_0.5.pt"), weights_only=True)
     assert told["edges_in_graph"].any() and not told["edges_in_graph"].all()
+    # A tenth file would make the evaluator read them as scores, or leave one out.
+    assert len(circuit_submission(made)) == 9
     taken = Circuit(method="random", sizes=(0.1, 1.0))
-    assert "memberships.zip" not in files_of(
-        "circuit", hosted=hosted, settings=taken, dataset=names
-    )
+    made = files_of("circuit", hosted=hosted, settings=taken, dataset=names)
+    assert circuit_submission(made) == {"importances.pt": made["importances.pt"]}
 
 
 def test_a_sweep_of_a_large_model_is_too_much_for_one_archive():
