@@ -321,14 +321,24 @@ class Language(Family):
         self, hosted: HostedModel, stream: Float[Tensor, "*rows d"]
     ) -> Float[Tensor, "*rows vocab"]:
         """Final norm and head in float32, before any soft-cap: what a logit lens reads."""
+        return self.headed(hosted, stream).float()
+
+    def headed(
+        self, hosted: HostedModel, stream: Float[Tensor, "*rows d"]
+    ) -> Float[Tensor, "*rows vocab"]:
+        """The same in the model's own precision, for those who look at a few rows at a time."""
         decoder = self.decoder(hosted)
-        return decoder.head(decoder.norm(stream.to(hosted.dtype))).float()
+        return decoder.head(decoder.norm(stream.to(hosted.dtype)))
+
+    def cap(self, hosted: HostedModel) -> float | None:
+        """What bounds the final logits, if anything does."""
+        return getattr(self.decoder(hosted).config, "final_logit_softcapping", None)
 
     def soft_cap(
         self, hosted: HostedModel, logits: Float[Tensor, "*rows vocab"]
     ) -> Float[Tensor, "*rows vocab"]:
         """The logits as the model's own head bounds them; most do not."""
-        cap = getattr(self.decoder(hosted).config, "final_logit_softcapping", None)
+        cap = self.cap(hosted)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _positions(

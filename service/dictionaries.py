@@ -136,18 +136,34 @@ class Dictionaries:
             found = self.stored(dictionary, features, settings)
             missing = sorted(set(features) - set(found))
             if missing:
-                steps = self.scoring(dictionary, missing, settings)
+                steps = self.scoring(dictionary, missing, settings, self.known_lens(dictionary))
                 fresh = drained(self.background, collected(steps), patience)
                 self.keep(dictionary, fresh, settings)
                 found |= {score.feature: score for score in fresh}
         return found
 
     def scoring(
-        self, dictionary: Dictionary, features: Sequence[int], settings: ScoreSettings = REFERENCE
+        self,
+        dictionary: Dictionary,
+        features: Sequence[int],
+        settings: ScoreSettings = REFERENCE,
+        known: LensTokens | None = None,
     ) -> Generator[ScoreStep, None, None]:
-        """Work for the owner thread: each step has finished scores, which the caller keeps."""
+        """Work for the owner thread: each step has finished scores, which the caller keeps.
+
+        Args:
+            dictionary: Whose features.
+            features: Their numbers.
+            settings: How they are measured.
+            known: The lens of the whole dictionary, if it is there: it is not computed again.
+
+        Raises:
+            UnknownFeature: The dictionary does not have it.
+        """
+        check(dictionary, features)
         scorer = self._scorer(dictionary, settings)
-        for some in scores(scorer, features, BATCH):
+        tokens = None if known is None else known.ids[list(features)]
+        for some in scores(scorer, features, BATCH, tokens):
             told = some.progress
             yield ScoreStep(stage=told.stage, done=told.done, total=told.total, scores=some.scores)
 
@@ -223,6 +239,11 @@ class Dictionaries:
     def has_lens(self, dictionary: Dictionary) -> bool:
         """Whether `lens` answers at once."""
         return self._lens_at_hand(self._lens_key(dictionary)) is not None
+
+    def known_lens(self, dictionary: Dictionary) -> LensTokens | None:
+        """The lens of the whole dictionary if somebody has computed it; nothing is computed."""
+        at_hand = self._lens_at_hand(self._lens_key(dictionary))
+        return None if at_hand is None else at_hand.tokens
 
     def keep_lens(self, dictionary: Dictionary, tokens: LensTokens) -> None:
         """A job has computed it."""

@@ -90,8 +90,9 @@ class FeatureJobs:
         wanted = range(dictionary.features) if asked is None else sorted(set(asked))
         had = self.registry.scores.scored(self.dictionaries.measure(dictionary, settings))
         missing = [feature for feature in wanted if feature not in had]
-        needs_lens = asked is None and not self.dictionaries.has_lens(dictionary)
-        return self._scoring(dictionary, settings, missing, len(wanted), needs_lens)
+        known = self.dictionaries.known_lens(dictionary)
+        every = asked is None
+        return self._scoring(dictionary, settings, missing, len(wanted), known, every=every)
 
     def _scoring(
         self,
@@ -99,12 +100,15 @@ class FeatureJobs:
         settings: ScoreSettings,
         missing: Sequence[int],
         wanted: int,
-        needs_lens: bool,
+        known: LensTokens | None,
+        *,
+        every: bool,
     ) -> Generator[Progress, None, Scoring]:
-        if needs_lens:
-            yield from self._lens(dictionary)
+        """Whoever scores every feature computes the whole lens first: it is needed anyway."""
+        if known is None and every:
+            known = yield from self._lens(dictionary)
         skipped = wanted - len(missing)
-        for step in self.dictionaries.scoring(dictionary, missing, settings):
+        for step in self.dictionaries.scoring(dictionary, missing, settings, known):
             yield ScoreStep(
                 stage=step.stage, done=step.done + skipped, total=wanted, scores=step.scores
             )

@@ -94,15 +94,22 @@ class Scorer:
         return prompted(self.hosted, self.prompt.ids, [site], Patch(tuple(moves)))
 
     @torch.inference_mode()
-    def score(self, features: Sequence[int]) -> tuple[Score, ...]:
+    def score(
+        self, features: Sequence[int], known: Int[Tensor, "n found"] | None = None
+    ) -> tuple[Score, ...]:
         """The records of a batch of features, in their order.
+
+        Args:
+            features: Their numbers.
+            known: Their lens tokens, largest first, where somebody has looked already: half of the
+                work behind a late layer. Fewer than the settings ask for are looked up again.
 
         Raises:
             UnknownFeature: Of a number that the dictionary does not have.
         """
         self._check(features)
         chosen = torch.tensor(features, dtype=torch.long)
-        tokens = lens(self.hosted, self.dictionary, features, self.settings.tokens).ids
+        tokens = self._lens_tokens(features, known)
         ends = self._base.ended(self.dictionary.site, self._steered(chosen))
         told = self._told(ends, tokens.to(ends.device))
         output = told.output
@@ -111,6 +118,14 @@ class Scorer:
         columns = (output, told.peak, told.above, told.p_max, told.finite)
         rows = zip(features, tokens.tolist(), *(c.tolist() for c in columns), strict=True)
         return tuple(self._record(*row) for row in rows)
+
+    def _lens_tokens(
+        self, features: Sequence[int], known: Int[Tensor, "n found"] | None
+    ) -> Int[Tensor, "n k"]:
+        k = min(self.settings.tokens, language_of(self.hosted).vocab_size(self.hosted))
+        if known is not None and known.shape[1] >= k:
+            return known[:, :k]
+        return lens(self.hosted, self.dictionary, features, k).ids
 
     def _check(self, features: Sequence[int]) -> None:
         for feature in features:
@@ -135,9 +150,9 @@ class Scorer:
         family, parts = language_of(self.hosted), []
         tile = tile_rows(self.hosted)
         for end, ids in zip(ends.split(tile), tokens.split(tile), strict=True):
-            logits = family.unembed(self.hosted, end)
+            logits = family.headed(self.hosted, end)
             for row, wanted in zip(logits.split(_ROWS), ids.split(_ROWS), strict=True):
-                parts.append(statistics(family.soft_cap(self.hosted, row), wanted))
+                parts.append(statistics(row.float(), wanted, family.cap(self.hosted)))
         return RowStatistics.joined(parts)
 
     def _prior(self, tokens: Int[Tensor, "rows k"]) -> RowStatistics:
@@ -171,15 +186,20 @@ class Scorer:
 
 
 def scores(
-    scorer: Scorer, features: Sequence[int], batch: int = BATCH
+    scorer: Scorer,
+    features: Sequence[int],
+    batch: int = BATCH,
+    known: Int[Tensor, "n found"] | None = None,
 ) -> Generator[Scored, None, None]:
     """Score many features, batch by batch: what was yielded is finished and can be stored.
 
-    After a crash, ask again for the features that have no record yet.
+    After a crash, ask again for the features that have no record yet. `known` are lens tokens, as
+    `Scorer.score` takes them.
     """
     for start in range(0, len(features), batch):
         part = features[start : start + batch]
-        found, done = scorer.score(part), start + len(part)
+        told = None if known is None else known[start : start + batch]
+        found, done = scorer.score(part, told), start + len(part)
         yield Scored(
             scores=found, progress=Progress(stage="scores", done=done, total=len(features))
         )

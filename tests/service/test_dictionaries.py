@@ -287,3 +287,14 @@ def test_a_killed_job_is_taken_up_where_it_was_lost(speaker_settings_for, servin
     assert result["scored"] == len(scored) == 44
     assert result["coverage"]["scored"] == 48
     assert told.json()["attempts"] == 2
+
+
+def test_where_the_lens_is_there_scores_take_their_tokens_from_it(
+    make, hosted, dictionary, monkeypatch
+):
+    wanted = {s.feature: s for s in Scorer(hosted=hosted, dictionary=dictionary).score([1, 5])}
+    known = make()
+    assert known.known_lens(dictionary) is None
+    known.lens(dictionary)
+    monkeypatch.setattr("steerers.output_score.lens", None)  # whoever calls it breaks
+    assert known.scores(dictionary, [5, 1]) == wanted

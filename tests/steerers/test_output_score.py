@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from models.decoder import find_decoder
 from models.errors import UnknownSite
 from steerers.activation import TopK
 from steerers.errors import UnknownFeature, WrongDictionary
+from steerers.lens import lens
 from steerers.output_score import Scorer, scores
 from steerers.score import PAPER, REFERENCE, VARIANTS, Score, ScoreSettings, statistics
 
@@ -20,7 +20,7 @@ class Reference:
     """A library model of its own, one feature at a time, whole prompts, in float64."""
 
     def __init__(self, hosted, dictionary):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = hosted.family.model.from_pretrained(
             hosted.path, dtype=torch.float64, attn_implementation="eager"
         )
         self.model, self.parts, self.dictionary = model.eval(), find_decoder(model), dictionary
@@ -133,6 +133,42 @@ def test_a_feature_scores_alone_what_it_scores_in_any_batch(capped, dictionary_f
         assert alone.rank == together[feature].rank
         assert alone.output_score == pytest.approx(together[feature].output_score, abs=1e-5)
         assert alone.p_max_after == pytest.approx(together[feature].p_max_after, abs=1e-5)
+
+
+def test_lens_tokens_that_are_known_are_not_looked_up_again(capped, dictionary_for, monkeypatch):
+    dictionary = dictionary_for(capped)
+    scorer = Scorer(hosted=capped, dictionary=dictionary)
+    plain, known = scorer.score([3, 11, 40]), lens(capped, dictionary, [3, 11, 40]).ids
+    parts = scores(scorer, [3, 11, 40], 2, known)
+    monkeypatch.setattr("steerers.output_score.lens", None)  # whoever calls it breaks
+    assert scorer.score([3, 11, 40], known) == plain
+    found = [score for part in parts for score in part.scores]
+    assert [s.tokens for s in found] == [s.tokens for s in plain]
+    assert [s.output_score for s in found] == pytest.approx(
+        [s.output_score for s in plain], abs=1e-5
+    )
+    fewer = ScoreSettings(tokens=5)
+    (few,) = Scorer(hosted=capped, dictionary=dictionary, settings=fewer).score([11], known[1:2])
+    assert few.tokens == plain[1].tokens[:5]
+
+
+def test_fewer_lens_tokens_than_are_asked_for_are_looked_up(capped, dictionary_for):
+    dictionary = dictionary_for(capped)
+    scorer = Scorer(hosted=capped, dictionary=dictionary)
+    assert scorer.score([3], lens(capped, dictionary, [3], 7).ids) == scorer.score([3])
+
+
+def test_what_is_kept_of_logits_is_the_same_before_and_after_their_cap():
+    logits = torch.randn(3, 500, generator=torch.Generator().manual_seed(0)) * 40
+    tokens = torch.tensor([[4, 9], [100, 2], [7, 8]])
+    before = statistics(logits.clone(), tokens, cap=30.0)
+    z = torch.tanh(logits.double() / 30) * 30
+    best = z.gather(1, tokens).amax(1)
+    assert before.above.tolist() == (z > best[:, None]).sum(1).tolist()
+    torch.testing.assert_close(before.best.double(), best, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(before.log_total.double(), z.logsumexp(1), atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(before.peak, (best - z.logsumexp(1)).exp(), atol=1e-7, rtol=2e-5)
+    torch.testing.assert_close(before.p_max, z.softmax(1).amax(1), atol=1e-7, rtol=2e-5)
 
 
 def test_no_strength_gives_the_unsteered_value(capped, dictionary_for):
