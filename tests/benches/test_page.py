@@ -21,6 +21,7 @@ SAMPLES = {
         bench_gateway.Times(whole=[0.01], engine=[0.004], routes={"/livez": [1e-3]}, stale=0),
         5.0,
     ),
+    "backpatch": [Figure(name="detour / plain prefill, 9 → 2 (bound 1.397)", value=1.4, most=1.5)],
     "gpu": [Figure(name="8 at once, fast", value=12.3, unit="pictures per second")],
     "lens": [Figure(name="engine / stock pipeline", value=1.01, unit="x", most=1.03)],
     "modes": [Figure(name="exact, float32: largest difference", value=0.0, most=0.0)],
