@@ -7,8 +7,8 @@ miniature, whose layers take hardly less time for fewer. The bound counts token-
 (s - d) / (T L), for T tokens, L layers, visual columns v0 to P. Two passes are a clean one and a
 patched one, both whole; what was seen is given to all. A sweep asks every plan about one picture:
 ours from one clean pass, theirs by a look and two passes for each plan. Both sides of a ratio take
-turns; seconds are the process's own, with one thread. With a picture of 36 tokens the miniature was
-beyond its targets on a busy machine: by 0 to 3 % for one row, by 8 % for eight rows with four plans.
+turns; seconds are the process's own, with one thread. With a picture of 36 tokens the miniature
+was beyond its targets on a busy machine: by 0 to 3 % for one row, by 8 % for eight with four plans.
 """
 
 import statistics
