@@ -17,7 +17,9 @@ import openai
 import pytest
 from PIL import Image
 
+from evaluation.circuits.study import read_importances
 from service import running
+from service.client import Tiller, TillerError
 from tests.service.shown import SEER, asking, written
 from tests.service.shown import drawn as drawn_photo
 
@@ -287,6 +289,34 @@ def test_a_client_that_leaves_a_streamed_sweep_frees_its_rows(cluster_url):
     freed = time.monotonic() - left
     whole = drawn(cluster_url, steps=200).json()["tiller"]["images"][0]["seconds"]
     assert freed < 2 * whole  # and not the whole sweep, five pictures two at a time
+
+
+def test_an_evaluation_is_found_by_a_replica_and_its_files_are_there_for_the_gateway(cluster_url):
+    frames = ("the {} of arda", "of the {}", "{} of the king", "the {}")
+    pairs = [
+        {"clean": f.format(a), "corrupted": f.format(b), "correct": a, "incorrect": b}
+        for f in frames
+        for a, b in (("king", "tree"), ("tree", "king"))
+    ]
+    asked = {"model": SPEAKER, "params": {"method": "random", "sizes": [0.5, 1.0], "margin": 0.0}}
+    with Tiller(cluster_url) as tiller:
+        rows = tiller.datasets.make(model=SPEAKER, pairs=pairs)
+        assert rows["pairs"]["kept"] == len(pairs)
+        begun = tiller.evaluations.start("circuit", dataset=rows["id"], **asked)
+        result = tiller.jobs.wait(begun["id"])["result"]
+        assert [point["k"] for point in result["report"]["curve"]] == [0.5, 1.0]
+        graph, _, _ = read_importances(
+            tiller.evaluations.artifact(result["evaluation"], "importances.safetensors")
+        )
+        assert graph.edges == result["report"]["edges"]
+        again = tiller.evaluations.start("circuit", dataset=rows["id"], **asked)
+        assert again["cache_hit"] and again["evaluation"] == result["evaluation"]
+        # A policy that the gateway kept holds in the replica that steers.
+        tiller.evaluations.set_policy(model=SPEAKER, feature_gate="required")
+        with pytest.raises(TillerError, match="No feature_gate was passed"):
+            tiller.complete("the king", model=SPEAKER, max_tokens=2, steering=STEERING)
+        tiller.evaluations.set_policy(model=SPEAKER)
+        assert tiller.complete("the king", model=SPEAKER, max_tokens=2, steering=STEERING)
 
 
 def test_on_sigterm_the_row_in_flight_is_finished_and_nothing_is_left(started):
