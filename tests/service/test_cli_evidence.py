@@ -40,6 +40,10 @@ def test_a_variable_advice_and_a_gate_are_printed(url):
     rows = ("--task", "mcqa", "-n", "6")
     told = run(url, "variable", "answer", *rows, "--featurizer", "full", "-p", "layers=[4]")
     assert "iia by set" in told
+    kept = ("--featurizer", "pca", "-p", "layers=[4]", "--save", "leading@live")
+    assert "leading@1" in run(url, "variable", "answer", *rows, *kept)
+    with Tiller(url) as tiller:
+        assert tiller.vectors.show("leading")["aliases"][0]["alias"] == "live"
     assert "Recommended by `last`" in run(
         url, "advice", "sae", "--task", "ioi", "-n", "4", "-p", "steps=1"
     )
