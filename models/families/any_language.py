@@ -7,7 +7,7 @@ tokens. Not covered: rows that share a forward, patches of an encoder-decoder.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from models.family import FAMILIES, LoadOptions
 from models.fingerprint import fingerprint, joined
 from models.hosted import HostedModel
 from models.language import APPLIES, Language
+from models.sight import Shown
 from models.toys import seeded, wake
 from models.toys_decoders import toy_llama_tokenizer
 from models.words import Words
@@ -101,7 +102,12 @@ class AnyLanguage(Language):
         tokenizer.save_pretrained(folder)
         return folder
 
-    def read(self, hosted: HostedModel, ids: Int[Tensor, "rows tokens"]) -> None:
+    def read(
+        self,
+        hosted: HostedModel,
+        ids: Int[Tensor, "rows tokens"],
+        shown: Sequence[Shown | None] = (),  # noqa: ARG002 - it reads no pictures
+    ) -> None:
         """The library's own forward; shorter rows are filled up behind their end."""
         hosted.modules[TOWER](input_ids=ids, use_cache=False)
 
