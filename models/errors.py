@@ -146,11 +146,17 @@ class UnsupportedFamily(Refusal):
 class MethodNotApplicable(Refusal):
     """A method that this family cannot use, with the reason."""
 
-    def __init__(self, method: str, family: str, reason: str) -> None:
+    def __init__(
+        self,
+        method: str,
+        family: str,
+        reason: str,
+        *,
+        remedy: str = "Choose a model whose `methods` name it.",
+        param: str = "method",
+    ) -> None:
         super().__init__(
-            f"{method} does not apply to {family}: {reason}",
-            remedy="Choose a model whose `methods` name it.",
-            param="method",
+            f"{method} does not apply to {family}: {reason}", remedy=remedy, param=param
         )
 
 

@@ -12,6 +12,7 @@ from service.asking import asked_at
 from service.calls import given
 from service.cli import bar
 from service.client import Tiller
+from service.params import METHODS, not_finite
 
 app = typer.Typer(no_args_is_help=True, help="Causal evidence: where it sits, and is it real?")
 out = Console()
@@ -34,9 +35,6 @@ Url = Annotated[
     str | None, typer.Option(envvar="TILLER_URL", help="A running service; else one is started.")
 ]
 Key = Annotated[str | None, typer.Option(envvar="TILLER_API_KEY")]
-
-METHODS = {"eap-ig": "eap-ig-inputs", "ifr": "information-flow-routes"}
-"""Short names."""
 
 
 @app.command()
@@ -185,6 +183,8 @@ def _params(given: list[str] | None) -> dict[str, Any]:
             told[key] = json.loads(value)
         except ValueError:
             told[key] = value
+        for path in not_finite(told[key], key):
+            raise typer.BadParameter(f"{path} is no finite number")
     return told
 
 

@@ -2,7 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 
-from service.calls import Async, Call, Json, Sync, as_bytes, as_data, as_json, given, later, now
+from service.calls import (
+    Async,
+    Call,
+    Json,
+    Sync,
+    TillerError,
+    as_bytes,
+    as_data,
+    as_json,
+    given,
+    later,
+    now,
+)
+from service.params import not_finite
 
 
 def _make_dataset(  # noqa: PLR0913 - the request's keys
@@ -66,6 +79,10 @@ def _start(  # noqa: PLR0913 - the request's keys
     seed: int | None = None,
 ) -> Call[Json]:
     """Begin an evaluation: a job, or with `cache_hit` what an equal request found before."""
+    for path in not_finite(params or {}):
+        raise TillerError(
+            f"{path} is no finite number.", remedy="Send a finite number.", code="bad_request"
+        )
     asked = {
         "kind": kind,
         "model": model,

@@ -181,6 +181,12 @@ def of_validation(error: RequestValidationError) -> Refusal:
     if found["type"] == "json_invalid":
         where = f" (character {rest[0]})" if rest else ""
         return of_service.UnreadableBody(f"The body is not JSON{where}.")
+    if not path and found["type"] == "value_error":  # keys that do not go together
+        problem = said(found)
+        return of_service.BadRequest(
+            f"{problem[:1].upper()}{problem[1:]}.",
+            remedy="GET /openapi.json tells which keys a request has.",
+        )
     if not path:
         return of_service.BadRequest(
             f"The {place} is missing or not an object.",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
 from service.errors import BadRequest, UnknownKey
+from service.params import not_finite, spelled_out
 from service.schema import Body
 
 Generator = Literal["ioi", "mcqa", "arithmetic-addition", "arithmetic-subtraction", "ravel"]
@@ -81,8 +82,11 @@ class DatasetBody(Body):
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatasetBody":
-        if bool(self.pairs or self.swaps or self.pictures) == (self.generator is not None):
-            raise ValueError("send rows (pairs, swaps, pictures), or name a generator")
+        rows = ", ".join(k for k in ("pairs", "swaps", "pictures") if getattr(self, k))
+        if rows and self.generator is not None:
+            raise ValueError(f"send rows ({rows}) or name a generator, not both")
+        if not rows and self.generator is None:
+            raise ValueError("send rows (pairs, swaps or pictures), or name a generator")
         return self
 
 
@@ -115,10 +119,16 @@ class EvaluationBody(Body):
     @model_validator(mode="after")
     def _reads_something(self) -> "EvaluationBody":
         audits = self.kind == "edit_audit"
-        if audits != (self.dataset is None) or audits != bool(self.suites):
-            raise ValueError("edit_audit reads suites; every other kind reads one dataset")
+        if audits and self.dataset is not None:
+            raise ValueError("kind edit_audit reads suites (data sets by name), not dataset")
+        if audits and not self.suites:
+            raise ValueError("kind edit_audit needs suites: data sets by name")
         if audits and not self.edits:
-            raise ValueError("edit_audit needs edits")
+            raise ValueError("kind edit_audit needs edits: what is audited")
+        if not audits and self.suites:
+            raise ValueError(f"kind {self.kind} reads one dataset; suites are for edit_audit")
+        if not audits and self.dataset is None:
+            raise ValueError(f"kind {self.kind} needs dataset: an id of POST /v1/datasets")
         return self
 
 
@@ -169,9 +179,11 @@ def settings_of(kind: type, params: Mapping[str, Any], seed: int | None = None) 
 
     Raises:
         UnknownKey: A key that there is not, at any depth.
-        BadRequest: A value out of its bounds.
+        BadRequest: A value out of its bounds, or a number that is none.
     """
-    told = dict(params) if seed is None else {**params, "seed": seed}
+    told = spelled_out(params) if seed is None else {**spelled_out(params), "seed": seed}
+    for key in not_finite(told):
+        raise BadRequest(f"{key} is no finite number.", remedy="Send a finite number.", param=key)
     for key in _unknown(kind, told, "params"):
         raise UnknownKey(key)
     try:

@@ -6,11 +6,11 @@ from models.errors import Refusal
 class UnknownUnit(Refusal):
     """A place of a causal variable that the model or the rows do not have."""
 
-    def __init__(self, unit: str, problem: str) -> None:
+    def __init__(self, unit: str, problem: str, param: str = "units") -> None:
         super().__init__(
             f"{unit}: {problem}",
             remedy="Name a layer (and head) of the model and a position of the rows.",
-            param="units",
+            param=param,
         )
 
 

@@ -1,6 +1,7 @@
 """`/v1/datasets`, `/v1/evaluations`, `/v1/policies`: causal evidence, found by jobs."""
 
 import asyncio
+import functools
 import re
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from service.api.once import Once
 from service.auth import Principal
 from service.datasets import Dataset, dataset_of, find, keep, newest
 from service.evaluations import artifacts, identity, known, result_of, under_way
+from service.evidence_checks import Card, check_features, check_kept, check_model, check_places
 from service.evidence_errors import NoSuchArtifact, WrongRows
 from service.evidence_kinds import KINDS, unzipped, zipped
 from service.evidence_policies import keep_policy, policies
@@ -33,7 +35,6 @@ from service.schema_evaluations import (
     told_settings,
 )
 from service.workbench import Workbench
-from steerers.errors import UnknownDictionary
 
 router = APIRouter(prefix="/v1", tags=["evaluations"], route_class=Once)
 EXACT = [Depends(no_query)]
@@ -100,11 +101,10 @@ async def evaluate(
 ) -> JSONResponse:
     """Find evidence: a job; what was found for an equal request is given again at once."""
     card = await bench.host(body.model).card()
-    payload = await asyncio.to_thread(_payload, bench, caller, body)
-    if body.kind == "feature_gate" and payload["params"]["sae"] not in card.get("saes", ()):
-        raise UnknownDictionary(
-            "sparse autoencoder", payload["params"]["sae"], ", ".join(card.get("saes", ()))
-        )
+    settings = settings_of(KINDS[body.kind].settings, body.params, body.seed)
+    check_model(body.kind, settings, card)
+    await check_features(settings, card, bench.host(body.model))
+    payload = await asyncio.to_thread(_payload, bench, caller, body, settings, card)
     if (save := payload["params"].get("save")) is not None:
         await asyncio.to_thread(check_saving, bench.registry, caller, save)
     payload["id"] = identity({"kind": body.kind, **payload}, card["fingerprint"])
@@ -207,16 +207,16 @@ def circuit_submission(made: dict[str, bytes]) -> dict[str, bytes]:
     return {"importances.pt": made["importances.pt"]}
 
 
-def _payload(bench: Workbench, caller: Principal, body: EvaluationBody) -> dict[str, Any]:
+def _payload(
+    bench: Workbench, caller: Principal, body: EvaluationBody, settings: Any, card: Card
+) -> dict[str, Any]:
     """What the job stores: names resolved, params checked."""
-    kind = KINDS[body.kind]
-    settings = settings_of(kind.settings, body.params, body.seed)
     if hasattr(settings, "check"):
         settings.check()
     resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
     uses = [EditUse(name=name) for name in body.edits]
     wanted = resolver.resolve(caller.tenant, body.model, uses)
-    rows = kind.reads(settings)
+    read = functools.partial(_rows, bench, caller, body, settings, card)
     return {
         "params": told_settings(settings),
         "edits": [
@@ -227,20 +227,28 @@ def _payload(bench: Workbench, caller: Principal, body: EvaluationBody) -> dict[
             }
             for edit in wanted.edits
         ],
-        "dataset": None if body.dataset is None else _rows(bench, caller, body, body.dataset, rows),
-        "suites": {
-            name: _rows(bench, caller, body, dataset, rows) for name, dataset in body.suites.items()
-        },
+        "dataset": None if body.dataset is None else read(body.dataset),
+        "suites": {name: read(dataset) for name, dataset in body.suites.items()},
         "budget": body.budget.model_dump(),
     }
 
 
-def _rows(bench: Workbench, caller: Principal, body: EvaluationBody, name: str, rows: str) -> str:
-    """The digest of a data set that has such rows."""
+def _rows(
+    bench: Workbench,
+    caller: Principal,
+    body: EvaluationBody,
+    settings: Any,
+    card: Card,
+    name: str,
+) -> str:
+    """The digest of a data set that has rows which the model and the params can use."""
+    rows = KINDS[body.kind].reads(settings)
     version = find(bench.registry, caller.tenant, name)
     dataset = Dataset.read(bench.registry.edits.blob(version.digest))
     if not getattr(dataset, rows):
         raise WrongRows(body.kind, rows, name)
+    check_kept(version, rows, body.model)
+    check_places(settings, card, dataset)
     return version.digest
 
 
