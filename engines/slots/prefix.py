@@ -5,7 +5,8 @@ end and the pictures among them, the weights' fingerprint, the dtype, the attent
 and the patch *as it acts on these tokens*. So a steered prefix is never served to a plain row, and
 a row that is steered only behind the prompt shares the plain one. Names of edits are not in it:
 names move. The row's realm is: how long a first token takes tells what was read before, so
-strangers share nothing. What is known never ends inside a picture.
+strangers share nothing. What is known never ends inside a picture, and a block ends where a
+picture does: another question about it finds all of it.
 
 A block that was read in another piece of a prompt differs in the last bits, as any batch does.
 """
@@ -53,10 +54,11 @@ class Known:
 
 @dataclass
 class _Walk:
-    """The keys of a row's first blocks so far, and the hash of all that they say."""
+    """The keys of a row's first blocks so far, the hash of all that they say, where they end."""
 
     said: Any
     keys: list[str] = field(default_factory=list)
+    end: int = 0
 
 
 class Prefixes:
@@ -66,7 +68,7 @@ class Prefixes:
         hosted: The model.
         family: Its family.
         capacity: Bytes that are kept; 0 for none.
-        block: Tokens of a block: only whole blocks are kept.
+        block: Tokens of a block: only whole blocks are kept, and what of one a picture ends.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Prefixes:
         """What is known of the row's prompt; at least one token is left to be read."""
         found: list[Block] = []
         if self.kept.capacity:
-            for key in self.keys(row, (row.prompt - 1) // self.block):
+            for key in self.keys(row, len(self._ends(row, row.prompt - 1))):
                 block = self.kept.get(key)
                 if block is None:
                     return Known(self._whole(row, found), key)
@@ -92,7 +94,7 @@ class Prefixes:
 
     def _whole(self, row: Row, found: list[Block]) -> list[Block]:
         """As many of them as end where nothing is cut that must be whole."""
-        while found and row.cuts(len(found) * self.block):
+        while found and row.cuts(sum(block.prefix.tokens for block in found)):
             found.pop()
         return found
 
@@ -101,7 +103,7 @@ class Prefixes:
         self.asked_tokens += row.prompt
         if known.blocks:
             cache.load_prefix(slot, _joined([block.prefix for block in known.blocks]))
-            row.done = row.cached = len(known.blocks) * self.block
+            row.done = row.cached = known.tokens
             row.changed = sum((Counter(block.changed) for block in known.blocks), Counter())
             self.hit_tokens += row.cached
 
@@ -109,12 +111,25 @@ class Prefixes:
         """Keep the whole blocks of what the row has run."""
         if not self.kept.capacity:
             return
-        for index, key in enumerate(self.keys(row, row.done // self.block)):
+        ends = self._ends(row, row.done)
+        for key, first, end in zip(self.keys(row, len(ends)), (0, *ends), ends, strict=False):
             if key not in self.kept:
-                first = index * self.block
-                patch = row.within(first, self.block)
-                block = Block(_copied(cache, slot, first, self.block), self._changes(patch))
+                tokens = end - first
+                changed = self._changes(row.within(first, tokens), tokens)
+                block = Block(_copied(cache, slot, first, tokens), changed)
                 self.kept.put(key, block, block.prefix.nbytes)
+
+    def _ends(self, row: Row, stop: int) -> list[int]:
+        """Where the row's blocks end up to that column: those before it are the same for all."""
+        ends = [self._end(row, 0)]
+        while ends[-1] <= stop:
+            ends.append(self._end(row, ends[-1]))
+        return ends[:-1]
+
+    def _end(self, row: Row, first: int) -> int:
+        """Where a block that begins there ends: after its tokens, or where a picture does."""
+        whole = (first // self.block + 1) * self.block
+        return min((end for _, end in row.uncut if first < end < whole), default=whole)
 
     def keys(self, row: Row, blocks: int) -> Sequence[str]:
         """SHA-256 of all that each of the row's first blocks depends on.
@@ -125,25 +140,27 @@ class Prefixes:
         if walk is None:
             realm = hashlib.sha256(row.request.realm.encode()).digest()
             walk = self._walks[row] = _Walk(hashlib.sha256(self._base + realm))
-        for index in range(len(walk.keys), blocks):
-            first = index * self.block
-            walk.said.update(array("q", row.tokens[first : first + self.block]).tobytes())
-            # As long for a plain block as for a changed one: no two histories read alike.
-            walk.said.update(row.within(first, self.block).digest.encode())
-            walk.said.update(_pictures(row, first + self.block))
+        while len(walk.keys) < blocks:
+            first, end = walk.end, self._end(row, walk.end)
+            # A block's length stands before it, and the rest is as long for a plain block as for a
+            # changed one: no two histories read alike.
+            walk.said.update(array("q", (end - first, *row.tokens[first:end])).tobytes())
+            walk.said.update(row.within(first, end - first).digest.encode())
+            walk.said.update(_pictures(row, end))
             walk.keys.append(walk.said.hexdigest())
+            walk.end = end
         return walk.keys[:blocks]
 
-    def _changes(self, patch: Patch) -> dict[str, int]:
-        """What a forward over one block counted: it would have failed otherwise."""
+    def _changes(self, patch: Patch, block: int) -> dict[str, int]:
+        """What a forward over so many tokens counted: it would have failed otherwise."""
         found: dict[str, set[int]] = {}
         exits: Counter[str] = Counter()
         for operation in patch:
             if isinstance(operation, Exit):
-                exits[f"{operation.tower}.exit"] = self.block * self._passed(operation)
+                exits[f"{operation.tower}.exit"] = block * self._passed(operation)
                 continue
             positions = getattr(operation, "positions", None)
-            tokens = positions if isinstance(positions, tuple) else range(self.block)
+            tokens = positions if isinstance(positions, tuple) else range(block)
             for place in self._places(operation):
                 found.setdefault(place, set()).update(tokens)
         return {place: len(tokens) for place, tokens in found.items()} | exits

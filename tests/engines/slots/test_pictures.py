@@ -102,6 +102,23 @@ def test_a_second_question_about_a_picture_skips_it(seeing, desk):
     assert engine.load()["sights_asked"] == 1
 
 
+@pytest.mark.parametrize("patch", [Patch(), BACK], ids=["plain", "planned"])
+@pytest.mark.parametrize("before", ["", "a ", "the king ", "the king of arda "])
+def test_another_question_finds_the_picture_wherever_in_a_block_it_ends(
+    seeing, desk, before, patch
+):
+    shown = [before, picture(64, 64, 5)] if before else [picture(64, 64, 5)]
+    first, second = (
+        asked(seeing, *shown, question, patch=patch) for question in ("where?", "who is it?")
+    )
+    engine = desk.engine(seeing)
+    told = [desk.ask(engine, request)[0] for request in (first, second)]
+    assert [of.ids for of in told] == [alone(seeing, request) for request in (first, second)]
+    assert told[1].last.cached_tokens > max(second.sight.visual)
+    assert told[0].last.tokens_changed == told[1].last.tokens_changed
+    assert engine.load()["sights_asked"] == 1
+
+
 def test_a_plan_is_never_served_to_a_plain_row_and_counts_when_it_is_known(seeing, desk):
     shown = picture(64, 64, 5)
     plain = asked(seeing, shown, "the king of arda is a man")
