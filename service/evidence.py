@@ -15,6 +15,7 @@ from typing import Any
 from service.datasets import newest
 from service.evidence_errors import EditNotAudited, FeatureNotVerified, NoAdvice
 from service.evidence_policies import policy_of
+from service.evidence_shortfalls import audit_shortfalls, gate_shortfalls, missed
 from service.registry import Registry
 from service.registry.errors import UnknownName
 from service.registry.kinds import EVIDENCE
@@ -101,37 +102,6 @@ def _keep(
     )
 
 
-def gate_passes(told: Mapping[str, Any], asked: Evidence) -> bool:
-    """Whether what was measured of a gate is enough, whatever its own params said."""
-    bar = max(
-        asked.tau * told["iia_full_vector"]["value"],
-        told["iia_random_matched"]["value"] + asked.margin,
-    )
-    moved = told["off_target_kl"]
-    return (
-        told["kept"] >= asked.rows
-        and told["iia"]["value"] >= bar
-        and moved is not None
-        and moved["value"] <= asked.kappa
-    )
-
-
-def audit_passes(told: Mapping[str, Any], asked: Evidence) -> bool:
-    """The same of an audit: of each of its suites."""
-    return all(_suite_passes(suite, asked) for suite in told["suites"])
-
-
-def _suite_passes(suite: Mapping[str, Any], asked: Evidence) -> bool:
-    if suite["pairs"] < asked.pairs or suite["unchanged"] is None:
-        return False
-    if 1 - suite["unchanged"] > asked.tolerance:
-        return False
-    if (circuit := suite["circuit"]) is None:
-        return True
-    both = [(f, circuit["f_after"][k]) for k, f in circuit["f_before"].items()]
-    return all(a is not None and b is not None and abs(b - a) <= asked.tolerance for a, b in both)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Gatekeeper:
     """Asks for gates before features of one model steer.
@@ -168,27 +138,38 @@ class Gatekeeper:
         asked = policy_of(self.registry, tenant, self.model, self.floor)
         if not asked.feature_gate:
             return ()
-        missing: dict[str, list[int]] = {}
+        missing: dict[str, dict[int, str]] = {}
         for (sae, digest), features in _uses(reports):
-            missing.setdefault(sae, []).extend(self._missing(tenant, digest, features, asked))
-        found = {sae: sorted(set(some)) for sae, some in missing.items() if some}
+            missing.setdefault(sae, {}).update(self._missing(tenant, digest, features, asked))
+        found = {sae: dict(sorted(some.items())) for sae, some in missing.items() if some}
         allowed = asked.unverified == "allow"
-        for sae, features in found.items():
+        for sae, why in found.items():
             if not (unverified and allowed):
-                raise FeatureNotVerified(sae, features, self.model, allowed=allowed)
-        return tuple({"sae": sae, "features": features} for sae, features in found.items())
+                raise FeatureNotVerified(sae, why, self.model, _gate_bars(asked), allowed=allowed)
+        return tuple({"sae": sae, "features": list(why)} for sae, why in found.items())
 
     def _missing(
         self, tenant: str, digest: str, features: Sequence[int], asked: Evidence
-    ) -> list[int]:
-        """Features for which neither a gate of the whole set speaks, nor one of their own."""
-        if self._passed(tenant, digest, features, asked):
-            return []
-        return [f for f in features if not self._passed(tenant, digest, [f], asked)]
+    ) -> dict[int, str]:
+        """Features for which neither a gate of the whole set speaks, nor one of their own: why."""
+        of_set = self._missed(tenant, digest, features, asked)
+        if of_set is None or len(features) == 1:
+            return {} if of_set is None else {features[0]: of_set}
+        told = {f: self._missed(tenant, digest, [f], asked) for f in features}
+        return {f: why for f, why in told.items() if why is not None}
 
-    def _passed(self, tenant: str, digest: str, features: Sequence[int], asked: Evidence) -> bool:
+    def _missed(
+        self, tenant: str, digest: str, features: Sequence[int], asked: Evidence
+    ) -> str | None:
+        """Why no gate of exactly these features speaks for them; None if one does."""
         told = _newest(self.registry, tenant, gate_name(digest, features), self.fingerprint)
-        return told is not None and gate_passes(told, asked)
+        lacks = () if told is None else gate_shortfalls(told, asked)
+        return missed("gate", told, lacks) if told is None or lacks else None
+
+
+def _gate_bars(asked: Evidence) -> str:
+    """The thresholds of a policy, as settings name them."""
+    return f"tau {asked.tau:g}, margin {asked.margin:g}, kappa {asked.kappa:g}, rows {asked.rows}"
 
 
 def _uses(
@@ -220,8 +201,11 @@ def check_audit(
     if not asked.edit_audit:
         return
     told = _newest(registry, tenant, audit_name(version.digest), version.fingerprint)
-    if told is None or not audit_passes(told, asked):
-        raise EditNotAudited(version.reference, version.model)
+    lacks = () if told is None else audit_shortfalls(told, asked)
+    if told is None or lacks:
+        why = missed("audit of it alone", told, lacks)
+        bars = f"tolerance {asked.tolerance:g}, pairs {asked.pairs}"
+        raise EditNotAudited(version.reference, version.model, why, bars)
 
 
 def _newest(

@@ -1,23 +1,32 @@
 """What evaluations and their policies refuse."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from models.errors import Refusal
 
 
 class FeatureNotVerified(Refusal):
-    """The model's policy asks for a passed feature gate before a feature may steer."""
+    """The model's policy asks for a passed feature gate before a feature may steer.
+
+    Args:
+        why: By feature.
+        bars: The policy's thresholds.
+    """
 
     def __init__(
-        self, sae: str, features: Sequence[int], model: str, *, allowed: bool = False
+        self, sae: str, why: Mapping[int, str], model: str, bars: str, *, allowed: bool = False
     ) -> None:
-        named = ", ".join(map(str, features))
+        named = ", ".join(map(str, why))
+        alike = set(why.values())
+        reasons = alike if len(alike) == 1 else [f"{f}: {reason}" for f, reason in why.items()]
         unless = ' Or send "unverified": "allow", which the policy permits.' if allowed else ""
         super().__init__(
-            f"No feature_gate was passed by feature {named} of {sae} in {model}.",
+            f"No feature_gate was passed by feature {named} of {sae} in {model}: "
+            f"{'; '.join(reasons)}.",
             remedy=f'POST /v1/evaluations with kind "feature_gate", model "{model}", a dataset '
             f'about the concept and params {{"sae": "{sae}", "features": [{named}], '
-            f'"variable": ...}}; steer with it once its verdict is pass.{unless}',
+            f'"variable": ...}}; steer with it once what that measures meets the policy, whatever '
+            f"its own verdict: {bars} (GET /v1/policies).{unless}",
             param="steering",
         )
 
@@ -25,12 +34,13 @@ class FeatureNotVerified(Refusal):
 class EditNotAudited(Refusal):
     """The model's policy asks for a passed audit before an edit takes an alias."""
 
-    def __init__(self, reference: str, model: str) -> None:
+    def __init__(self, reference: str, model: str, why: str, bars: str) -> None:
         super().__init__(
-            f"No edit_audit was passed by {reference} in {model}.",
+            f"No edit_audit was passed by {reference} in {model}: {why}.",
             remedy=f'POST /v1/evaluations with kind "edit_audit", model "{model}", '
             f'edits ["{reference}"] and suites of what it should leave alone; '
-            "move the alias once its verdict is pass.",
+            "move the alias once what that measures meets the policy, whatever its own verdict: "
+            f"{bars} (GET /v1/policies).",
             param="version",
         )
 
