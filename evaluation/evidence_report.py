@@ -1,11 +1,13 @@
 """One page of Markdown for each kind of causal evidence; CPR never stands there alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Told = Mapping[str, Any]
 _SHOWN = 12
 """Nodes, and reasons of dropped rows, that a page lists."""
+_WHOLE = 1000
+"""Numbers from here on are told without a fraction."""
 
 
 def page(kind: str, told: Told, provenance: Told) -> str:
@@ -17,13 +19,23 @@ def page(kind: str, told: Told, provenance: Told) -> str:
         provenance: What was asked of which model.
     """
     lines = [f"# {kind.replace('_', ' ').capitalize()}", "", *_PAGES[kind](told), ""]
-    lines += ["## Rows that fell out", "", *_dropped(told.get("dropped", ())), ""]
+    lines += ["## Rows that fell out", "", *_dropped(_lost(told)), ""]
     lines += ["## Provenance", "", *_table(("what", "is"), list(provenance.items()))]
     return "\n".join(lines) + "\n"
 
 
 def _circuit(told: Told) -> list[str]:
-    lines = [f"m(full) {_n(told['m_full'])}, m(empty) {_n(told['m_empty'])}."]
+    asked, (low, high) = told["settings"], told["interval"]
+    halves = (
+        f"{told['found_by']} find and {told['judged_by']} judge"
+        if asked["held_out"]
+        else "all of them find and judge"
+    )
+    lines = [f"`{asked['method']}` at {asked['level']} level; pairs {_kept(told)}: {halves}.", ""]
+    lines += [
+        f"m(full) {_n(told['m_full'])}, m(empty) {_n(told['m_empty'])}; "
+        f"their difference is in [{_n(low)}, {_n(high)}]."
+    ]
     if told["inconclusive"]:
         return [*lines, f"**Inconclusive**: {told['inconclusive']}."]
     areas = [("CMD (0 is best)", told["cmd"], told["floor"]["cmd"], told["cmd_log"])]
@@ -38,14 +50,24 @@ def _circuit(told: Told) -> list[str]:
 
 
 def _variable(told: Told) -> list[str]:
-    asked, kept = told["settings"]["featurizer"]["kind"], told["kept"]
-    lines = [f"`{told['variable']}` with {asked}: {kept} rows kept, {told['scored']} scored.", ""]
-    rows = [
-        (layer, position, ", ".join(f"{name} {_n(v)}" for name, v in sets.items()))
-        for layer, positions in told["iia"].items()
-        for position, sets in positions.items()
+    asked = told["settings"]["featurizer"]["kind"]
+    lines = [
+        f"`{told['variable']}` with `{asked}`; rows {_kept(told)}: {told['trained']} train and "
+        f"{told['scored']} are scored.",
+        "",
     ]
-    lines += _table(("layer", "position", f"{told['metric']} by set"), rows)
+    if (best := told["best"]) is not None:
+        lines += [f"Best: {', '.join(best['units'])}, {told['metric']} {_measured(best)}.", ""]
+    rows = [
+        (
+            cell["layer"],
+            cell["place"],
+            ", ".join(f"{name} {_n(v)}" for name, v in cell["values"].items()),
+            cell["refused"] or _measured(cell),
+        )
+        for cell in told["cells"]
+    ]
+    lines += _table(("layer", "position", f"{told['metric']} by set", "mean"), rows)
     for name, others in told["indistinct"].items():
         lines += ["", f"**{name}** cannot tell the variable from {', '.join(others)}."]
     nothing = told["control"].get("no_op", {})
@@ -70,8 +92,16 @@ def _gates(told: Told) -> list[str]:
     reasons = [
         f"- {' '.join(map(str, g['features']))}: {r}" for g in told["gates"] for r in g["reasons"]
     ]
-    whole = f"The whole unit's IIA is {_measured(told['iia_full_vector'])}; {told['kept']} rows."
-    return [whole, "", *_table(names, rows), "", *reasons]
+    asked = told["settings"]
+    whole = (
+        f"`{told['sae']}`, layer {told['layer']}, at {asked['position']}; rows {_kept(told)}. "
+        f"The whole unit's IIA is {_measured(told['iia_full_vector'])}."
+    )
+    strength = (
+        f"Steered at strength {_n(asked['strength'])} (times the largest code at the neutral "
+        "prompt): nothing is said of a larger one."
+    )
+    return [whole, "", strength, "", *_table(names, rows), "", *reasons]
 
 
 def _advice(told: Told) -> list[str]:
@@ -86,7 +116,7 @@ def _advice(told: Told) -> list[str]:
     ]
     range_ = told["recommended"]
     advice = "none" if range_ is None else f"layers {range_[0]} to {range_[1]}"
-    lines = [f"Recommended by `{told['by']}`: **{advice}**, from {told['pairs']} pairs.", ""]
+    lines = [f"Recommended by `{told['by']}`: **{advice}**; pairs {_kept(told)}.", ""]
     if (targets := told["targets"]) is not None:
         lines.insert(
             1, f"Visual tokens are still read behind target layers {targets[0]} to {targets[1]}."
@@ -99,16 +129,34 @@ def _audit(told: Told) -> list[str]:
         (
             suite["name"],
             suite["verdict"],
+            _kept(suite),
             suite["m_before"],
             suite["m_after"],
+            "[{}, {}]".format(*map(_n, suite["change"])),
             suite["unchanged"],
             suite["drift"],
             _drift(suite["circuit"]),
         )
         for suite in told["suites"]
     ]
-    names = ("suite", "verdict", "before", "after", "unchanged", "drift", "f of the old circuit")
-    return [f"Verdict: **{told['verdict']}**.", "", *_table(names, rows)]
+    names = ("suite", "verdict", "pairs", "before", "after", "change", "unchanged", "drift")
+    lines = [f"Verdict: **{told['verdict']}**.", ""]
+    if not told["settings"]["circuit"]:
+        lines += ["No circuit was compared: `circuit: false`.", ""]
+    reasons = [
+        f"- {suite['name']}: {reason}" for suite in told["suites"] for reason in _open(suite, told)
+    ]
+    return [*lines, *_table((*names, "f of the old circuit"), rows), "", *reasons]
+
+
+def _open(suite: Told, told: Told) -> Iterator[str]:
+    """Why nothing is said of a suite."""
+    if suite["verdict"] != "inconclusive":
+        return
+    if suite["pairs"] < (least := told["settings"]["least"]):
+        yield f"{suite['pairs']} pairs are kept, and {least} are needed."
+    if (circuit := suite["circuit"]) is not None:
+        yield f"f of the old circuit cannot be told: {circuit['inconclusive'] or 'it has none'}."
 
 
 def _drift(told: Told | None) -> str:
@@ -131,12 +179,27 @@ _PAGES: Mapping[str, Callable[[Told], list[str]]] = {
 }
 
 
+def _kept(told: Told) -> str:
+    """Rows that were used, of those that were brought."""
+    kept = told["kept"] if "kept" in told else told["pairs"]
+    return f"{kept} of {kept + len(told['dropped'])}"
+
+
+def _lost(told: Told) -> list[Told]:
+    """Rows that fell out; of an audit those of all suites."""
+    return [row for part in (told, *told.get("suites", ())) for row in part.get("dropped", ())]
+
+
 def _dropped(rows: Sequence[Told]) -> list[str]:
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["reason"]] = counts.get(row["reason"], 0) + 1
-    told = sorted(counts.items(), key=lambda item: -item[1])[:_SHOWN]
-    return [f"- {count} times: {reason}" for reason, count in told] or ["None."]
+    told = sorted(counts.items(), key=lambda item: -item[1])
+    lines = [f"- {count} times: {reason}" for reason, count in told[:_SHOWN]]
+    if rest := told[_SHOWN:]:
+        more = sum(count for _, count in rest)
+        lines.append(f"- and {more} more rows, for {len(rest)} other reasons")
+    return lines or ["None."]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -153,4 +216,6 @@ def _measured(told: Told | None) -> str:
 def _n(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= _WHOLE else f"{value:.3g}"
+    return str(value)

@@ -49,6 +49,8 @@ class Cell:
         """For JSON."""
         return {
             "units": [unit.name for unit in self.handle],
+            "layer": self.layer,
+            "place": self.place,
             "values": dict(self.values),
             "value": self.value,
             "low": self.low,
