@@ -39,7 +39,8 @@ def audit_name(digest: str) -> str:
 
 def gated(registry: Registry, job: Job, report: Mapping[str, Any]) -> None:
     """Keep what was measured of every gate of a report."""
-    shared = {"kept": report["kept"], "iia_full_vector": report["iia_full_vector"]}
+    shared = {key: report[key] for key in ("kept", "iia_full_vector")}
+    shared["strength"] = report["settings"]["strength"]
     for gate in report["gates"]:
         name = gate_name(report["sae_digest"], gate["features"])
         _keep(registry, job, name, report["fingerprint"], {**gate, **shared})

@@ -60,4 +60,6 @@ def missed(word: str, told: Told | None, lacks: tuple[str, ...]) -> str:
     if told is None:
         return f"no {word} was made in these weights"
     verdict = f"verdict {told['verdict']} by its own params"
+    if "strength" in told:  # of a gate: it says nothing of a larger one
+        verdict += f", at strength {told['strength']:g}"
     return f"{told['evaluation']} ({verdict}) misses the policy: {', '.join(lacks)}"

@@ -9,6 +9,7 @@ GATE = {
     "evaluation": "evaluation-1",
     "verdict": "fail",
     "kept": 60,
+    "strength": 1.0,
     "iia": {"value": 0.21},
     "iia_random_matched": {"value": 0.02},
     "iia_full_vector": {"value": 0.82},
@@ -32,7 +33,7 @@ def test_no_gate_and_one_that_is_not_enough_are_told_apart():
     failed = missed("gate", GATE, gate_shortfalls(GATE, POLICY))
     told = FeatureNotVerified("sae", {7: none, 9: failed}, "m", "tau 0.5")
     assert "7: no gate was made in these weights" in told.problem
-    assert "9: evaluation-1 (verdict fail by its own params)" in told.problem
+    assert "9: evaluation-1 (verdict fail by its own params, at strength 1)" in told.problem
     assert "iia 0.21, needed 0.41" in told.problem and "tau 0.5" in told.remedy
     alike = FeatureNotVerified("sae", {7: none, 9: none}, "m", "tau 0.5").problem
     assert alike.endswith("in m: no gate was made in these weights.")
