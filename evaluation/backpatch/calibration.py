@@ -216,7 +216,7 @@ def calibrate(
     sweep = Sweep(hosted, settings.metric, settings.rows)
     places = settings.places or grid(sweep.layers, settings.windows)
     _check(places, sweep.layers)
-    choosing, reported = _split([case.id for case in cases.image], settings)
+    choosing, reported = _split(cases.image, settings)
     run = _Run(sweep, settings, book, places)
     image = yield from run.side(cases.image, choosing, reported)
     text, same, gap = None, None, None
@@ -368,17 +368,28 @@ class _Run:
 
 
 def _split(
-    ids: Sequence[str], settings: CalibrationSettings
+    cases: Sequence[Case], settings: CalibrationSettings
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which examples choose, in the order in which rounds see them, and which are reported."""
-    shuffled = list(ids)
+    """Which examples choose, in the order in which rounds see them, and which are reported.
+
+    Examples that show the same pictures stay together: what chose is not reported.
+    """
+    alike: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        shows = case.example.shows
+        alike.setdefault((shows, "" if shows else case.id), []).append(case.id)
+    shuffled = list(alike.values())
     random.Random(settings.seed).shuffle(shuffled)  # noqa: S311 - a split, not a secret
-    cut = round(settings.choosing * len(shuffled))
-    if min(cut, len(shuffled) - cut) < LEAST:
+    cut = round(settings.choosing * len(cases))
+    choosing, reported = list[str](), list[str]()
+    for some in shuffled:
+        (choosing if len(choosing) < cut else reported).extend(some)
+    if min(len(choosing), len(reported)) < LEAST:
         raise UnusableExamples(
-            f"{len(ids)} examples are too few to choose on some and report others."
+            f"{len(cases)} examples of {len(alike)} pictures are too few to choose on some and "
+            "report others."
         )
-    return tuple(shuffled[:cut]), tuple(shuffled[cut:])
+    return tuple(choosing), tuple(reported)
 
 
 def _of(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:

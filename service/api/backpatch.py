@@ -184,7 +184,11 @@ async def _seeing(bench: Workbench, body: CalibrationBody) -> Mapping[str, Any]:
     layers, limits = card["streams"]["lm"], bench.settings.limits
     for number, plan in enumerate(body.plans):
         if plan.source >= layers:
-            raise TooMuch(f"plans[{number}].source", plan.source, layers - 1)
+            raise BadRequest(
+                f"plans[{number}] begins behind layer {plan.source} of {layers} layers.",
+                remedy="Layers count from 0; `GET /v1/models` tells how many a model has.",
+                param=f"plans[{number}].source",
+            )
     whole = len(set(body.windows)) * layers * (layers - 1) // 2
     if not body.plans and whole > limits.calibration_plans:
         raise TooMuch("windows", whole, limits.calibration_plans, " plans")

@@ -179,6 +179,22 @@ def test_a_plan_that_is_right_is_found_and_reported_on_examples_that_did_not_cho
     assert min(t.examples for t in tried.values()) == 6
 
 
+def test_questions_about_one_picture_choose_together_or_are_reported_together(qwen, planted):
+    _, examples = planted
+    shown = [replace(one, shows=f"picture {i // 3}") for i, one in enumerate(examples)]
+    settings = replace(SETTINGS, places=(Place(source=2, target=0), Place(source=3, target=1)))
+    book = Book()
+    report, _ = drained(calibrate(qwen, shown, replace(settings, first=1.0, control=False), book))
+    [other] = {f"{p.source}>{p.target}w1" for p in settings.places if p != report.image.place}
+    chose = {key.rpartition("/")[2] for key in book.answers if f"/{other}/" in key}
+    assert len(chose) == 24 == report.image.gain.examples
+    pictures = [{one.id for one in shown[first : first + 3]} for first in range(0, 48, 3)]
+    assert all(ids <= chose or not ids & chose for ids in pictures)
+    same = [replace(one, shows="one") for one in examples]
+    with pytest.raises(UnusableExamples, match="48 examples of 1 pictures are too few"):
+        drained(calibrate(qwen, same, settings))
+
+
 def test_a_budget_of_answers_is_kept():
     assert answers(rounds(100, 64, 0.125, 0.25)) == 100 * 8 + 25 * 24 + 6 * 32
     for most in (5000, 1000, 300, 70):
