@@ -13,6 +13,7 @@ KINDS = [k for _, k in inspect.getmembers(tree, inspect.isclass) if issubclass(k
 def test_every_refusal_says_what_is_wrong_and_what_to_do(kind):
     values = {"rows": frozenset({1}), "planned": 1, "changed": 0, "tokens": 90, "limit": 75}
     values |= {"height": 3, "width": 5, "multiple": 8, "times": 2, "layer": 9, "ordinary": 8}
+    values |= {"places": 2, "pictures": 3}
     wanted = inspect.signature(kind.__init__).parameters
     error = kind(*[values.get(name, "something") for name in wanted if name != "self"])
     assert error.problem == str(error)

@@ -137,6 +137,7 @@ def test_the_picture_says_all_that_it_was_asked_for_and_nothing_secret(tiller, e
         "done": None,
         "lens": None,
         "dtype": "float32",
+        "denoiser_dtype": "float32",
         "device": "cpu",
         "version": picture.tiller["version"],
     }

@@ -95,6 +95,8 @@ def check_against_full_passes(hosted, dictionary):
 
 
 def test_scores_equal_one_full_pass_per_feature(decoder, dictionary_for):
+    if not decoder.family.keeps_bits:
+        pytest.skip("the library multiplies its experts in no float64")
     check_against_full_passes(decoder, dictionary_for(decoder, "lm.block.2"))
 
 
