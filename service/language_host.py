@@ -175,7 +175,9 @@ class LanguageHost(DrawsNothing):
             "device": str(hosted.device),
             "methods": {k: {"applies": v is None, "reason": v} for k, v in self._applies.items()},
             "streams": {tower: len(blocks) for tower, blocks in hosted.towers.items()},
-            "heads": getattr(family.decoder(hosted).config, "num_attention_heads", None),
+            "heads": getattr(
+                hosted.modules["lm"].config.get_text_config(), "num_attention_heads", None
+            ),
             "sites": sorted(hosted.linears),
             "vocabulary": family.vocab_size(hosted),
             "context": family.context_length(hosted),

@@ -117,7 +117,8 @@ def test_compare_answers_patched_and_plain(seeing):
 def test_a_second_question_about_the_picture_is_not_patched_again(seeing):
     """The cache holds patched keys and values; a plain question does not meet them."""
     before = "the king of arda is the king of the sea and of the house"
-    house, tree = ([asking(PHOTO, f"{before}, a {thing}")] for thing in ("house", "tree"))
+    photo = written(PICTURE.rotate(180))  # nobody asked about it before
+    house, tree = ([asking(photo, f"{before}, a {thing}")] for thing in ("house", "tree"))
     answered(seeing, backpatch=BEST, messages=house)
     again = answered(seeing, backpatch=BEST, messages=tree)
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= 32
