@@ -70,7 +70,7 @@ def test_a_generator_is_drained_on_the_same_thread(start):
 
 
 def test_rounds_go_on_between_the_items_of_a_generator(start):
-    rounds, seen = Rounds(1000), []
+    rounds, seen = Rounds(10**12), []  # more than any machine does before the generator is over
 
     def work():
         for _ in range(5):
