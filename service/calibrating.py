@@ -235,7 +235,7 @@ def gained(found: Version) -> dict[str, Any]:
         "gain": report["image"]["gain"],
         "control": None if text is None else text["gain"],
         "same_in_text": report["same_in_text"],
-        "gap_closed": report["gap_closed"],
+        "gap": report["gap"],
         "data": f"sha256:{found.header['examples']}",
         "fingerprint": found.fingerprint,
     }

@@ -119,7 +119,7 @@ def examples_of(data: bytes) -> list[Example]:
                 labels=tuple(told["labels"]),
                 described=None if words is None else [{"role": "user", "content": words}],
                 description=told["description"],
-                shows=" ".join(told["images"]),
+                shows=tuple(told["images"]),
             )
         )
     return found

@@ -190,7 +190,10 @@ def _place(text: str) -> "Place":
 
 
 def example_of(item: "Item", number: int) -> "Example":
-    """The miniature's item as an example of a calibration."""
+    """The miniature's item as an example of a calibration.
+
+    Portraits of one person belong together, and so does whatever is told in the same words.
+    """
     from evaluation.backpatch.example import Example
 
     return Example(
@@ -201,4 +204,5 @@ def example_of(item: "Item", number: int) -> "Example":
         labels=item.labels,
         described=item.in_words,
         description=item.description,
+        shows=(item.answer if item.task == "person" else item.description,),
     )

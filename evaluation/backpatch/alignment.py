@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evaluation.backpatch.calibration import Share
 from evaluation.backpatch.example import Case, Example, prepare
+from evaluation.backpatch.shares import Share
 from evaluation.backpatch.sweep import Sweep
 from evaluation.errors import UnusableExamples
 from evaluation.protocol import bootstrap
@@ -41,7 +41,7 @@ class Alignment:
         own: Mean cosine of a picture with its own description, [its layer][layer of the words].
         others: The same with the descriptions of other pictures.
         nearer: Share of other descriptions that are farther from a picture than its own is.
-        same_layer: `nearer` where both are in one layer, with its interval over examples.
+        same_layer: `nearer` where both are in one layer, with its interval over descriptions.
         last_layer: `nearer` to the words behind the last layer.
         best_layer: Per layer of the picture the layer of the words that is nearest.
         examples: In both forms.
@@ -139,7 +139,13 @@ def _alignment(alike: Tensor, names: Sequence[str], seed: int) -> Alignment:
 def _share(values: Float[Tensor, " pictures"], names: Sequence[str], seed: int) -> Share:
     """Their mean; what is told alike stands and falls together."""
     low, high = bootstrap(names, values.numpy(), seed=seed)
-    return Share(value=float(values.mean()), low=low, high=high, examples=len(names))
+    return Share(
+        value=float(values.mean()),
+        low=low,
+        high=high,
+        examples=len(names),
+        clusters=len(set(names)),
+    )
 
 
 def _table(values: Float[Tensor, "layers layers"]) -> Table:

@@ -2,7 +2,8 @@
 
 One part of the examples chooses, by successive halving over the grid; the other part, which nothing
 was chosen on, is reported: unpatched, with the chosen plan, and the paired gain with a bootstrap
-interval. The same is done in words (the control of Nikankin et al. 2025): the same grid, written at
+interval. Examples that show one thing are not independent: they choose, are reported and are drawn
+together. The same is done in words (the control of Nikankin et al. 2025): the same grid, written at
 the tokens that describe the picture. The paper chooses and reports on the same prompts: among 585
 plans that change nothing but noise, the best gains 2 to 4 points there.
 """
@@ -15,9 +16,11 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from evaluation.backpatch.example import Case, Cases, Dropped, Example, Form, Metric, preparing
 from evaluation.backpatch.search import LEAST, within
+from evaluation.backpatch.shares import Bootstrap, Gap, Share, clustered
 from evaluation.backpatch.sweep import ROWS, Place, Sweep, grid
 from evaluation.errors import UnusableExamples
 from models.hosted import HostedModel
@@ -93,16 +96,6 @@ class Answered(Progress):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """A share of right answers, or a difference of two, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    examples: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Tried:
     """A plan on the part that chooses: how many examples saw it, and how many were right."""
 
@@ -151,8 +144,8 @@ class CalibrationReport:
         image: In pictures.
         text: In words; None without a control.
         same_in_text: The image plan's gain in words, with the same layers.
-        gap_closed: (patched - plain) / (words - plain), of the reported part; None where words are
-            not ahead.
+        gap: How far words are ahead on the reported part, and how much of it the image plan closes;
+            None without a control.
         layers: Of the decoder.
         answered: Plans times examples that were asked, and how many the full grid would be.
         seconds: It took, of this run.
@@ -161,7 +154,7 @@ class CalibrationReport:
     image: Side
     text: Side | None
     same_in_text: Share | None
-    gap_closed: Share | None
+    gap: Gap | None
     layers: int
     dropped: tuple[Dropped, ...]
     settings: CalibrationSettings
@@ -216,8 +209,9 @@ def calibrate(
     sweep = Sweep(hosted, settings.metric, settings.rows)
     places = settings.places or grid(sweep.layers, settings.windows)
     _check(places, sweep.layers)
-    choosing, reported = _split(cases.image, settings)
-    run = _Run(sweep, settings, book, places)
+    clusters = _clusters(cases.image)
+    choosing, reported = _split(clusters, settings)
+    run = _Run(sweep, settings, book, places, clusters)
     image = yield from run.side(cases.image, choosing, reported)
     text, same, gap = None, None, None
     if settings.control and _enough(cases.text, choosing, reported):
@@ -231,7 +225,7 @@ def calibrate(
         image=image,
         text=text,
         same_in_text=same,
-        gap_closed=gap,
+        gap=gap,
         layers=sweep.layers,
         dropped=cases.dropped,
         settings=settings,
@@ -251,8 +245,11 @@ class _Run:
         settings: CalibrationSettings,
         book: Book,
         places: Sequence[Place],
+        clusters: Mapping[str, str],
     ) -> None:
         self.sweep, self.settings, self.book, self.places = sweep, settings, book, tuple(places)
+        self.clusters = clusters
+        self.bootstrap = Bootstrap(resamples=settings.resamples, seed=settings.seed)
 
     def side(
         self, cases: Sequence[Case], choosing: Sequence[str], reported: Sequence[str]
@@ -326,67 +323,53 @@ class _Run:
 
     # --- shares with intervals --------------------------------------------------------------------
 
-    def _hits(self, cases: Sequence[Case], place: Place | None) -> np.ndarray:
+    def _hits(self, cases: Sequence[Case], place: Place | None) -> Float[np.ndarray, " examples"]:
         return np.array([float(self.book.right(case, place)) for case in cases])
+
+    def _drawn(self, cases: Sequence[Case]) -> list[str]:
+        return [self.clusters[case.id] for case in cases]
 
     def share(self, cases: Sequence[Case], place: Place | None) -> Share:
         """Of right answers."""
-        hits = self._hits(cases, place)
-        return self._interval(len(cases), lambda drawn: hits[drawn].mean(axis=-1))
+        return self.bootstrap.share(self._drawn(cases), self._hits(cases, place))
 
     def gain(self, cases: Sequence[Case], place: Place) -> Share:
         """Of the plan over no plan, paired by example."""
         gains = self._hits(cases, place) - self._hits(cases, None)
-        return self._interval(len(cases), lambda drawn: gains[drawn].mean(axis=-1))
+        return self.bootstrap.share(self._drawn(cases), gains)
 
-    def gap(self, image: Sequence[Case], text: Sequence[Case], place: Place) -> Share | None:
-        """How much of the gap to the same questions in words is closed; None without a gap."""
-        both = {case.id for case in image} & {case.id for case in text}
-        image = [case for case in image if case.id in both]
-        text = [case for case in text if case.id in both]
+    def gap(self, image: Sequence[Case], text: Sequence[Case], place: Place) -> Gap:
+        """To the same questions in words."""
+        image = _of(image, [case.id for case in text])
         plain, patched = self._hits(image, None), self._hits(image, place)
-        words = self._hits(text, None)
-        if not both or words.mean() <= plain.mean():
-            return None
+        return self.bootstrap.gap(self._drawn(image), self._hits(text, None), plain, patched)
 
-        def closed(drawn: np.ndarray) -> np.ndarray:
-            gap = words[drawn].mean(axis=-1) - plain[drawn].mean(axis=-1)
-            gained = patched[drawn].mean(axis=-1) - plain[drawn].mean(axis=-1)
-            return np.divide(gained, gap, out=np.full_like(gap, np.nan), where=gap > 0)
 
-        return self._interval(len(image), closed)
-
-    def _interval(self, examples: int, statistic: Any) -> Share:
-        """The statistic, and the percentiles of its bootstrap over examples."""
-        drawn = np.random.default_rng(self.settings.seed).integers(
-            examples, size=(self.settings.resamples, examples)
-        )
-        found = statistic(drawn)
-        low, high = np.nanpercentile(found, [2.5, 97.5])
-        value = statistic(np.arange(examples))
-        return Share(value=float(value), low=float(low), high=float(high), examples=examples)
+def _clusters(cases: Sequence[Case]) -> dict[str, str]:
+    """Per id of an example its cluster."""
+    named = clustered([case.example.shows for case in cases])
+    return {case.id: name for case, name in zip(cases, named, strict=True)}
 
 
 def _split(
-    cases: Sequence[Case], settings: CalibrationSettings
+    clusters: Mapping[str, str], settings: CalibrationSettings
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Which examples choose, in the order in which rounds see them, and which are reported.
 
-    Examples that show the same pictures stay together: what chose is not reported.
+    Clusters stay together: what chose is not reported.
     """
-    alike: dict[tuple[str, str], list[str]] = {}
-    for case in cases:
-        shows = case.example.shows
-        alike.setdefault((shows, "" if shows else case.id), []).append(case.id)
+    alike: dict[str, list[str]] = {}
+    for name, cluster in clusters.items():
+        alike.setdefault(cluster, []).append(name)
     shuffled = list(alike.values())
     random.Random(settings.seed).shuffle(shuffled)  # noqa: S311 - a split, not a secret
-    cut = round(settings.choosing * len(cases))
+    cut = round(settings.choosing * len(clusters))
     choosing, reported = list[str](), list[str]()
     for some in shuffled:
         (choosing if len(choosing) < cut else reported).extend(some)
     if min(len(choosing), len(reported)) < LEAST:
         raise UnusableExamples(
-            f"{len(cases)} examples of {len(alike)} pictures are too few to choose on some and "
+            f"{len(clusters)} examples of {len(alike)} pictures are too few to choose on some and "
             "report others."
         )
     return tuple(choosing), tuple(reported)

@@ -31,8 +31,9 @@ class Example:
         labels: What an answer can be, the right one among them; only `label` needs them.
         described: The same question in words, for the control; None where there is none.
         description: The words of it that stand for the picture, a part of one of its messages.
-        shows: Names what it shows: questions about the same pictures choose a plan together or are
-            reported together. Empty for pictures of its own.
+        shows: Names of what it shows, such as its pictures or the people in them: examples that
+            have one in common choose a plan together or are reported together, and are drawn
+            together for intervals. Empty for one that shares nothing.
     """
 
     id: str
@@ -42,7 +43,7 @@ class Example:
     labels: tuple[str, ...] = ()
     described: Sequence[Message] | None = None
     description: str | None = None
-    shows: str = ""
+    shows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

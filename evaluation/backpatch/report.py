@@ -1,11 +1,13 @@
 """A calibration on paper: JSON for programs, Markdown with the verdict, heat maps of the grid."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from evaluation.backpatch.calibration import CalibrationReport, Share, Side
+from evaluation.backpatch.calibration import CalibrationReport, Side
+from evaluation.backpatch.shares import Gap, Share
 
 PAPER = """## What the paper found
 
@@ -35,9 +37,9 @@ def calibration_markdown(report: CalibrationReport) -> str:
         "# Does back-patching help?",
         report.verdict,
         "Accuracies of the half of the examples that nothing was chosen on, with the 95 % "
-        "bootstrap interval over examples. Best where chosen: the same plan where it was the best "
-        f"of {len(report.image.tried)}, too good by that choice.",
-        "\n".join([_cells(_HEADS), _cells(["---"] * len(_HEADS)), *map(_line, sides)]),
+        f"bootstrap interval over clusters: {CLUSTERS}. Best where chosen: the same plan where it "
+        f"was the best of {len(report.image.tried)}, too good by that choice.",
+        table(_HEADS, [_line(side) for side in sides]),
         _beside(report),
         *(f"![Accuracy over source and target](grid-{side.form}.png)" for side in sides),
         _dropped(report),
@@ -47,33 +49,50 @@ def calibration_markdown(report: CalibrationReport) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-_HEADS = ["", "plan", "unpatched", "patched", "gain", "best where chosen", "examples"]
+_HEADS = ["", "plan", "unpatched", "patched", "gain", "best where chosen", "examples", "clusters"]
+CLUSTERS = "examples that show one thing in common are drawn together"
 
 
-def _line(side: Side) -> str:
+def _line(side: Side) -> list[str]:
     place = side.place
     plan = f"{place.source} → {place.target}, window {place.window}"
-    shares = [_percent(share) for share in (side.plain, side.patched, side.gain, side.chosen_on)]
-    return _cells([side.form, plan, *shares, str(side.gain.examples)])
+    shares = [percent(share) for share in (side.plain, side.patched, side.gain, side.chosen_on)]
+    return [side.form, plan, *shares, str(side.gain.examples), str(side.gain.clusters)]
 
 
-def _percent(share: Share) -> str:
-    return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+def percent(share: Share, *, sign: bool = False) -> str:
+    """In per cent, with its interval."""
+    form = "{:+.1f} [{:+.1f}, {:+.1f}]" if sign else "{:.1f} [{:.1f}, {:.1f}]"
+    return form.format(100 * share.value, 100 * share.low, 100 * share.high)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    cells = [list(heads), ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def _beside(report: CalibrationReport) -> str:
     said = []
     if report.same_in_text is not None:
-        said.append(f"The image plan in words: {_percent(report.same_in_text)} points.")
-    if report.gap_closed is not None:
-        said.append(f"Of the gap to words it closes {_percent(report.gap_closed)} %.")
-    elif report.text is not None:
-        said.append("There is no gap to close: words do no better than pictures.")
+        gained = percent(report.same_in_text, sign=True)
+        said.append(f"The image plan in words: {gained} points.")
+    if report.gap is not None:
+        said += _closed(report.gap)
     said.append(
         f"{report.answered} answers were asked for; the whole grid has {report.full_grid}, each of "
         "which takes two passes when it is asked for alone."
     )
     return " ".join(said)
+
+
+def _closed(gap: Gap) -> list[str]:
+    """How far words are ahead, and how much of that is closed, or why nobody can say."""
+    ahead = f"Words are ahead by {percent(gap.ahead, sign=True)} points."
+    if gap.closed is None:
+        return [ahead, f"How much of that is closed cannot be said: {gap.reason}."]
+    closed = f"Of that it closes {percent(gap.closed)} %"
+    return [ahead, f"{closed}; {gap.without} of {gap.draws} bootstrap draws had no gap."]
 
 
 def _dropped(report: CalibrationReport) -> str:
@@ -82,10 +101,6 @@ def _dropped(report: CalibrationReport) -> str:
     lines = [f"- {d.id}: {d.reason}" for d in report.dropped[:20]]
     more = len(report.dropped) - len(lines)
     return "\n".join(["## Not used", "", *lines, *([f"- and {more} more"] if more > 0 else [])])
-
-
-def _cells(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def heat_map(side: Side, layers: int, path: Path) -> None:

@@ -47,12 +47,6 @@ class Finding:
     alignment: Alignment | None
 
     @property
-    def gap(self) -> float | None:
-        """How far words are ahead of pictures on the reported half; None without words."""
-        words = self.calibration.text
-        return None if words is None else words.plain.value - self.calibration.image.plain.value
-
-    @property
     def chosen_gain(self) -> float:
         """The best plan's gain on the half that chose it: the way the paper counts."""
         side = self.calibration.image
@@ -71,7 +65,8 @@ class StudyReport:
     def verdict(self) -> str:
         """One sentence."""
         helped = [one.name for one in self.findings if one.calibration.image.helps]
-        ahead = [one.name for one in self.findings if one.gap is not None and one.gap > 0]
+        gaps = [one.calibration.gap for one in self.findings]
+        ahead = [gap for gap in gaps if gap is not None and gap.ahead.value > 0]
         count = len(self.findings)
         said = f"Words are ahead of pictures in {len(ahead)} of {count} tasks"
         if not helped:
@@ -149,7 +144,6 @@ def _told(one: Finding) -> dict[str, Any]:
     return {
         "name": one.name,
         "paper": one.paper,
-        "gap": one.gap,
         "chosen_gain": one.chosen_gain,
         **kept,
         "alignment": alignment,

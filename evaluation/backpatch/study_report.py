@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.backpatch.calibration import Share
-from evaluation.backpatch.report import PAPER, write_calibration
+from evaluation.backpatch.report import CLUSTERS, PAPER, percent, table, write_calibration
+from evaluation.backpatch.shares import Share
 from evaluation.backpatch.study import Finding, StudyReport
 
 PAPER_MODELS = ("Qwen2-VL-7B", "Pixtral-12B", "Gemma-3-12B")
@@ -83,9 +83,10 @@ def study_markdown(report: StudyReport) -> str:
         "# Does back-patching make it see better?",
         report.verdict,
         "Accuracies in per cent of the half of each task's examples that chose nothing, with the "
-        "95 % bootstrap interval over examples; the gain is paired by example. Where chosen: the "
-        "same plan's gain on the half where it was the best of all. Of several tasks at 95 %, one "
-        "in twenty moves by chance.",
+        f"95 % bootstrap interval over clusters ({CLUSTERS}); the gain is paired by example. Where "
+        "chosen: the same plan's gain on the half where it was the best of all. Gap closed: only "
+        "where hardly any bootstrap draw is without a gap. Of several tasks at 95 %, one in twenty "
+        "moves by chance.",
         _table(report.findings),
         _controls(report.findings),
         "![Words, pictures, and pictures with back-patching](accuracy.png)",
@@ -99,25 +100,27 @@ def study_markdown(report: StudyReport) -> str:
 
 def _table(findings: Sequence[Finding]) -> str:
     heads = ["task", "words", "pictures", "with back-patching", "gain", "plan"]
-    heads += ["where chosen", "gap closed", "examples"]
+    heads += ["where chosen", "words ahead", "gap closed", "examples", "clusters"]
     rows = []
     for one in findings:
         told, side = one.calibration, one.calibration.image
-        closed = "-" if told.gap_closed is None else f"{_percent(told.gap_closed)} %"
+        gap = told.gap
         rows.append(
             [
                 one.name,
-                "-" if told.text is None else _percent(told.text.plain),
-                _percent(side.plain),
-                _percent(side.patched),
-                _percent(side.gain, sign=True),
+                "-" if told.text is None else percent(told.text.plain),
+                percent(side.plain),
+                percent(side.patched),
+                percent(side.gain, sign=True),
                 f"{side.place.source}→{side.place.target} w{side.place.window}",
                 f"{100 * one.chosen_gain:+.1f}",
-                closed,
+                "-" if gap is None else percent(gap.ahead, sign=True),
+                "-" if gap is None or gap.closed is None else f"{percent(gap.closed)} %",
                 str(side.gain.examples),
+                str(side.gain.clusters),
             ]
         )
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _controls(findings: Sequence[Finding]) -> str:
@@ -127,12 +130,12 @@ def _controls(findings: Sequence[Finding]) -> str:
         words, same = one.calibration.text, one.calibration.same_in_text
         if words is not None and same is not None:
             plan = f"{words.place.source}→{words.place.target} w{words.place.window}"
-            gains = [_percent(share, sign=True) for share in (words.gain, same)]
+            gains = [percent(share, sign=True) for share in (words.gain, same)]
             rows.append([one.name, gains[0], plan, gains[1]])
     if not rows:
         return ""
     heads = ["task", "gain of the best plan in words", "plan", "gain of the pictures' plan there"]
-    return "## The control: the same in words\n\n" + _lines(heads, rows)
+    return "## The control: the same in words\n\n" + table(heads, rows)
 
 
 def _beside(findings: Sequence[Finding]) -> str:
@@ -156,7 +159,7 @@ def _beside(findings: Sequence[Finding]) -> str:
         "Words / pictures → with back-patching ± deviation (plan). The paper's plans were chosen "
     )
     said += "on the prompts that are told; these are other models, pictures and sizes."
-    return f"## Beside the paper\n\n{said}\n\n" + _lines(heads, rows)
+    return f"## Beside the paper\n\n{said}\n\n" + table(heads, rows)
 
 
 def _cell(told: Told) -> str:
@@ -173,8 +176,8 @@ def _alignment(findings: Sequence[Finding]) -> str:
     rows = [
         [
             name,
-            *(_percent(of.same_layer[layer]) for layer in shown),
-            _percent(of.last_layer[layers // 2]),
+            *(percent(of.same_layer[layer]) for layer in shown),
+            percent(of.last_layer[layers // 2]),
             f"{100 * of.rise:+.1f}",
             str(of.examples),
         ]
@@ -191,17 +194,7 @@ def _alignment(findings: Sequence[Finding]) -> str:
     )
     title = "## Do visual tokens become like words?"
     picture = "![Alignment by layer](alignment.png)"
-    return "\n\n".join([title, said, _lines(heads, rows), picture])
-
-
-def _percent(share: Share, *, sign: bool = False) -> str:
-    form = "{:+.1f} [{:+.1f}, {:+.1f}]" if sign else "{:.1f} [{:.1f}, {:.1f}]"
-    return form.format(100 * share.value, 100 * share.low, 100 * share.high)
-
-
-def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [list(heads), ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+    return "\n\n".join([title, said, table(heads, rows), picture])
 
 
 def accuracy_plot(findings: Sequence[Finding], file: Path) -> None:

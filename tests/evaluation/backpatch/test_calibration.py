@@ -181,7 +181,7 @@ def test_a_plan_that_is_right_is_found_and_reported_on_examples_that_did_not_cho
 
 def test_questions_about_one_picture_choose_together_or_are_reported_together(qwen, planted):
     _, examples = planted
-    shown = [replace(one, shows=f"picture {i // 3}") for i, one in enumerate(examples)]
+    shown = [replace(one, shows=(f"picture {i // 3}",)) for i, one in enumerate(examples)]
     settings = replace(SETTINGS, places=(Place(source=2, target=0), Place(source=3, target=1)))
     book = Book()
     report, _ = drained(calibrate(qwen, shown, replace(settings, first=1.0, control=False), book))
@@ -190,7 +190,7 @@ def test_questions_about_one_picture_choose_together_or_are_reported_together(qw
     assert len(chose) == 24 == report.image.gain.examples
     pictures = [{one.id for one in shown[first : first + 3]} for first in range(0, 48, 3)]
     assert all(ids <= chose or not ids & chose for ids in pictures)
-    same = [replace(one, shows="one") for one in examples]
+    same = [replace(one, shows=("one",)) for one in examples]
     with pytest.raises(UnusableExamples, match="48 examples of 1 pictures are too few"):
         drained(calibrate(qwen, same, settings))
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.backpatch.calibration import Book, CalibrationSettings, Share, calibrate
+from evaluation.backpatch.calibration import Book, CalibrationSettings, calibrate
+from evaluation.backpatch.shares import Share
 from evaluation.backpatch.study import Studied, study
 from evaluation.backpatch.study_report import PAPER_TASKS, study_markdown, write_study
 from evaluation.errors import NothingToJudge
@@ -47,12 +48,13 @@ def test_a_task_is_what_its_calibration_says(hosted, report):
     alone = drained(calibrate(hosted, tasks()[0].examples, SETTINGS))
     found = report.findings[0].calibration
     assert replace(found, seconds=0, answered=0) == replace(alone, seconds=0, answered=0)
-    assert report.findings[0].gap == pytest.approx(alone.text.plain.value - alone.image.plain.value)
+    ahead = alone.text.plain.value - alone.image.plain.value
+    assert found.gap.ahead.value == pytest.approx(ahead)
 
 
 def test_without_words_there_is_no_control_and_nothing_to_align(report):
     one = report.findings[1]
-    assert (one.calibration.text, one.gap, one.alignment) == (None, None, None)
+    assert (one.calibration.text, one.calibration.gap, one.alignment) == (None, None, None)
     assert report.findings[0].alignment.examples == 10
 
 
@@ -73,7 +75,7 @@ def test_what_is_known_is_not_asked_again(hosted, books, report, monkeypatch):
 def test_the_verdict_names_what_helps(report):
     def gained(value):
         side = report.findings[0].calibration.image
-        share = Share(value=value, low=value - 0.02, high=value + 0.02, examples=5)
+        share = Share(value=value, low=value - 0.02, high=value + 0.02, examples=5, clusters=5)
         found = replace(report.findings[0].calibration, image=replace(side, gain=share))
         return replace(report, findings=(replace(report.findings[0], calibration=found),))
 
