@@ -23,10 +23,11 @@ from evaluation.behaviours.pairs import Dropped, Pair, PairIds, prepare
 from evaluation.circuits.anatomy import find_anatomy
 from evaluation.circuits.attribution import Gradually, Scores, attribute
 from evaluation.circuits.batches import in_batches
-from evaluation.circuits.faithfulness import SIZES, Faithfulness, measure
+from evaluation.circuits.faithfulness import SIZES, Faithfulness, Point, measure
 from evaluation.circuits.points import Cost
 from evaluation.circuits.running import know
 from evaluation.edited import merged
+from evaluation.noted import Noted, Stage, heard, said, scores_data, scores_of, within
 from evaluation.protocol import bootstrap
 from models.errors import MethodNotApplicable
 from models.hosted import HostedModel
@@ -148,7 +149,11 @@ class AuditReport:
 
 
 def audit(
-    hosted: HostedModel, patch: Patch, suites: Sequence[Suite], settings: EditAudit
+    hosted: HostedModel,
+    patch: Patch,
+    suites: Sequence[Suite],
+    settings: EditAudit,
+    noted: Noted | None = None,
 ) -> Generator[Progress, None, AuditReport]:
     """Compare the model with itself under the edit.
 
@@ -157,6 +162,8 @@ def audit(
         patch: All edits together.
         suites: What is asked of both.
         settings: How, and what passes.
+        noted: The stages of an equal call that was broken off: whole suites, and of a suite's
+            circuit the model with and without the edit.
 
     Raises:
         MethodNotApplicable: The model neither writes nor reads with a text encoder of CLIP's kind.
@@ -166,11 +173,15 @@ def audit(
     hosted.check(patch)
     found: list[SuiteAudit] = []
     for i, suite in enumerate(suites):
-        if isinstance(hosted.family, Language):
-            found.append((yield from _decoder_suite(hosted, patch, suite, settings)))
+        told = heard(noted or {}, name := f"suite {suite.name}")
+        here = Progress(stage="suites", done=i, total=len(suites), message=suite.name)
+        if told is None:
+            work = _audited(hosted, patch, suite, settings, noted or {})
+            found.append((yield from within(work, here)))
         else:
-            found.append(_encoder_suite(hosted, patch, suite, settings))
-        yield Progress(stage="suites", done=i + 1, total=len(suites), message=suite.name)
+            found.append(_suite_of(told))
+        step = {"stage": "suites", "done": i + 1, "total": len(suites), "message": suite.name}
+        yield Stage(**step, name=name, data=said(found[-1])) if told is None else Progress(**step)
     return AuditReport(
         model=hosted.name,
         fingerprint=hosted.fingerprint,
@@ -180,8 +191,25 @@ def audit(
     )
 
 
+def _audited(
+    hosted: HostedModel, patch: Patch, suite: Suite, settings: EditAudit, noted: Noted
+) -> Generator[Progress, None, SuiteAudit]:
+    if isinstance(hosted.family, Language):
+        found = yield from _decoder_suite(hosted, patch, suite, settings, noted)
+        return found
+    return _encoder_suite(hosted, patch, suite, settings)
+
+
+def _suite_of(told: Mapping[str, Any]) -> SuiteAudit:
+    """A suite as it was kept."""
+    circuit = told["circuit"]
+    dropped = tuple(Dropped(**row) for row in told["dropped"])
+    kept = {"dropped": dropped, "change": tuple(told["change"])}
+    return SuiteAudit(**{**told, **kept, "circuit": circuit and CircuitDrift(**circuit)})
+
+
 def _decoder_suite(
-    hosted: HostedModel, patch: Patch, suite: Suite, settings: EditAudit
+    hosted: HostedModel, patch: Patch, suite: Suite, settings: EditAudit, noted: Noted
 ) -> Generator[Progress, None, SuiteAudit]:
     told = prepare(suite.pairs, hosted, settings.answers)
     if len(told.kept) < settings.least:
@@ -197,7 +225,7 @@ def _decoder_suite(
     ).sum(-1)
     drift = None
     if settings.circuit:
-        drift = yield from _circuit(hosted, told.kept, patch, settings)
+        drift = yield from _Circuits(hosted, told.kept, suite.name, settings, noted).drift(patch)
     return _suite(suite, told.dropped, metrics, float(moved.mean()), drift, settings)
 
 
@@ -299,38 +327,59 @@ def _logits(hosted: HostedModel, pairs: Sequence[PairIds], patch: Patch, tokens:
     return torch.stack([found[i] for i in range(len(pairs))])
 
 
-def _circuit(
-    hosted: HostedModel, pairs: Sequence[PairIds], patch: Patch, settings: EditAudit
-) -> Generator[Progress, None, CircuitDrift]:
-    before = yield from _scored(hosted, pairs, settings, None)
-    old = before[0]
-    with merged(hosted, patch):
-        after = yield from _scored(hosted, pairs, settings, old)
-    real = find_anatomy(hosted).graph.real
-    both = np.corrcoef(old.edges[real].numpy(), after[0].edges[real].numpy())
-    told = [before[1], after[1]]
-    return CircuitDrift(
-        f_before=_shares(told[0]),
-        f_after=_shares(told[1]),
-        cmd_before=told[0].cmd,
-        cmd_after=told[1].cmd,
-        score_correlation=float(both[0, 1]),
-        inconclusive=next((t.inconclusive for t in told if t.inconclusive), None),
-    )
+@dataclass(frozen=True, eq=False)
+class _Circuits:
+    """The circuits of one suite; a model whose are noted is not taken apart again."""
+
+    hosted: HostedModel
+    pairs: Sequence[PairIds]
+    suite: str
+    settings: EditAudit
+    noted: Noted
+
+    def drift(self, patch: Patch) -> Generator[Progress, None, CircuitDrift]:
+        """Of the old circuit, without the edit and with it."""
+        old, before = yield from self._found("before", None)
+        with merged(self.hosted, patch):
+            new, after = yield from self._found("after", old)
+        real = find_anatomy(self.hosted).graph.real
+        both = np.corrcoef(old.edges[real].numpy(), new.edges[real].numpy())
+        return CircuitDrift(
+            f_before=_shares(before),
+            f_after=_shares(after),
+            cmd_before=before.cmd,
+            cmd_after=after.cmd,
+            score_correlation=float(both[0, 1]),
+            inconclusive=before.inconclusive or after.inconclusive,
+        )
+
+    def _found(
+        self, when: str, old: Scores | None
+    ) -> Generator[Progress, None, tuple[Scores, Faithfulness]]:
+        """As noted, or now; the shares are noted behind the scores."""
+        names = f"scores {when} {self.suite}", f"shares {when} {self.suite}"
+        anatomy, cost = find_anatomy(self.hosted), Cost()
+        batches = list(in_batches(self.pairs, self.settings.tokens, self.hosted.device))
+        step = {"stage": "attribution", "done": 1, "total": 1}
+        if names[0] in self.noted:
+            scores = scores_of(self.noted[names[0]])
+        else:
+            how = Gradually(steps=self.settings.steps)
+            scores = yield from attribute(anatomy, batches, how, cost=cost)
+            yield Stage(**step, name=names[0], data=scores_data(scores))
+        if (told := heard(self.noted, names[1])) is not None:
+            return scores, _shares_of(told)
+        known = [know(anatomy, batch, cost) for batch in batches]
+        seed = self.settings.seed
+        found = yield from measure(anatomy, known, old or scores, sizes=SIZES, seed=seed, cost=cost)
+        yield Stage(**step, name=names[1], data=said(found))
+        return scores, found
 
 
-def _scored(
-    hosted: HostedModel, pairs: Sequence[PairIds], settings: EditAudit, old: Scores | None
-) -> Generator[Progress, None, tuple[Scores, Faithfulness]]:
-    """The model's own scores, and the faithfulness of the old ranking, or of its own."""
-    anatomy, cost = find_anatomy(hosted), Cost()
-    batches = list(in_batches(pairs, settings.tokens, hosted.device))
-    scores = yield from attribute(anatomy, batches, Gradually(steps=settings.steps), cost=cost)
-    known = [know(anatomy, batch, cost) for batch in batches]
-    found = yield from measure(
-        anatomy, known, old or scores, sizes=SIZES, seed=settings.seed, cost=cost
-    )
-    return scores, found
+def _shares_of(told: Mapping[str, Any]) -> Faithfulness:
+    """A curve as it was kept."""
+    curve = tuple(Point(**point) for point in told["curve"])
+    return Faithfulness(**{**told, "curve": curve, "interval": tuple(told["interval"])})
 
 
 def _shares(found: Faithfulness) -> dict[str, float | None]:

@@ -20,7 +20,10 @@ def advice_png(found: Advice) -> bytes:
         first, last = found.recommended
         axes.axvspan(first - 0.4, last + 0.4, color="0.9", zorder=0, label="recommended")
     axes.set(xlabel="layer", ylabel="share restored", title=f"{found.model}: {found.by}")
-    axes.legend(fontsize=8)
+    if found.inconclusive is None:
+        axes.legend(fontsize=8)
+    else:
+        axes.text(0.5, 0.5, "inconclusive", ha="center", transform=axes.transAxes)
     return _png(figure)
 
 

@@ -117,6 +117,9 @@ def _advice(told: Told) -> list[str]:
     range_ = told["recommended"]
     advice = "none" if range_ is None else f"layers {range_[0]} to {range_[1]}"
     lines = [f"Recommended by `{told['by']}`: **{advice}**; pairs {_kept(told)}.", ""]
+    lines += [f"m(clean) - m(corrupted) is {_measured(told['lost'])}.", ""]
+    if told["inconclusive"]:
+        lines += [f"**Inconclusive**, so no share is told: {told['inconclusive']}.", ""]
     if (targets := told["targets"]) is not None:
         lines.insert(
             1, f"Visual tokens are still read behind target layers {targets[0]} to {targets[1]}."

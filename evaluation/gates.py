@@ -6,7 +6,7 @@ x += c * d_f, and what it does to the answer and to texts about anything else. A
 iia >= max(tau, iia of the random ones + margin) and the off-target KL stays below kappa.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,8 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from evaluation.behaviours.pairs import Dropped
 from evaluation.behaviours.swaps import PreparedSwaps
-from evaluation.gate_meter import Meter
+from evaluation.gate_meter import Features, Meter
+from evaluation.noted import Noted, Stage, heard, said, within
 from evaluation.protocol import bootstrap
 from evaluation.variables.errors import BadStudy
 from evaluation.variables.keeping import keep
@@ -30,6 +31,8 @@ from models.site import Site
 from steerers.dictionary import Dictionary
 
 Verdict = Literal["pass", "fail", "inconclusive"]
+_SWAPPED = 64
+"""Trials of one round, about: as many as share a forward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +145,7 @@ def gate(
     swaps: PreparedSwaps,
     off_target: Sequence[str],
     settings: Gate,
+    noted: Noted | None = None,
 ) -> Generator[Progress, None, GateReport]:
     """Measure and judge features.
 
@@ -151,6 +155,7 @@ def gate(
         swaps: Interchanges about the concept.
         off_target: Texts about anything else; without any there is no pass.
         settings: What is asked.
+        noted: The stages of an equal call that was broken off.
 
     Raises:
         NothingKept: No row can be used, or the model answers none rightly.
@@ -173,25 +178,9 @@ def gate(
         new_tokens=settings.new_tokens,
         strength=settings.strength,
     )
-    drawn = [meter.matched(some, settings.draws, settings.seed) for some in sets]
-    values = yield from meter.accuracies([*sets, *(d for some in drawn for d in some)])
-    full = Measured.mean(values[0])
-    gates = []
-    for number, features in enumerate(sets):
-        first = 1 + len(sets) + number * settings.draws
-        found = FeatureGate(
-            features=features,
-            iia=Measured.mean(values[1 + number]),
-            iia_random_matched=Measured.mean(values[first : first + settings.draws].mean(0)),
-            effect_on_metric=Measured.of(meter.effect(features)),
-            off_target_kl=Measured.of(meter.off_target(features, off_target)),
-            output_score=_mean(meter.output_scores(features)),
-            bar=0.0,
-            verdict="inconclusive",
-            reasons=(),
-        )
-        gates.append(judged(found, full, len(trials.table), meter.no_op, settings))
-        yield Progress(stage="gates", done=number + 1, total=len(sets))
+    measuring = _Measuring(meter, sets, off_target, settings, noted or {})
+    full, found = yield from measuring.found()
+    gates = [judged(one, full, len(trials.table), meter.no_op, settings) for one in found]
     return GateReport(
         model=hosted.name,
         fingerprint=hosted.fingerprint,
@@ -206,6 +195,94 @@ def gate(
         coefficient=meter.coefficient,
         gates=tuple(gates),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Measuring:
+    """Sets of features, some at a time; what is noted is not measured again.
+
+    A round is as many sets as fill a forward, swapped together with their random ones: the same
+    ones whether or not the work was broken off between, so that it comes to the same bits.
+    """
+
+    meter: Meter
+    sets: Sequence[Features]
+    off_target: Sequence[str]
+    settings: Gate
+    noted: Noted
+
+    def found(self) -> Generator[Progress, None, tuple[Measured, list[FeatureGate]]]:
+        """The whole unit's IIA, and each set without a verdict."""
+        done = [n for n, name in enumerate(self._names) if name in self.noted]
+        if done:
+            total = len(self.sets)
+            yield Progress(stage="gates", done=len(done), total=total, message="found before")
+        full: Measured | None = None
+        found: list[FeatureGate] = []
+        each = max(1, _SWAPPED // (1 + self.settings.draws))
+        for first in range(0, len(self.sets), each):
+            places = range(first, min(first + each, len(self.sets)))
+            told = yield from self._swapped(places)
+            full = full or Measured(**told["full"])
+            for place in places:
+                one = yield from self._gate(place, told["iia"][place - first])
+                found.append(one)
+        assert full is not None  # noqa: S101 - there is one set at least
+        return full, found
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"gate {place}" for place in range(len(self.sets))]
+
+    def _swapped(self, places: range) -> Generator[Progress, None, Mapping[str, Any]]:
+        """What swaps of one round come to: `full` of the whole unit, `iia` of each set."""
+        name = f"swaps {places.start}"
+        if name in self.noted:
+            return heard(self.noted, name)
+        asked, sets = self.settings, [self.sets[place] for place in places]
+        drawn = [self.meter.matched(some, asked.draws, asked.seed) for some in sets]
+        here = Progress(stage="gates", done=places.start, total=len(self.sets))
+        work = self.meter.accuracies([*sets, *(some for each in drawn for some in each)])
+        values = yield from within(work, here)
+        controls = values[1 + len(sets) :].reshape(len(sets), asked.draws, -1).mean(1)
+        iia = [
+            [asdict(Measured.mean(own)), asdict(Measured.mean(control))]
+            for own, control in zip(values[1 : 1 + len(sets)], controls, strict=True)
+        ]
+        told = {"full": asdict(Measured.mean(values[0])), "iia": iia}
+        yield self._stage(name, places.start, told)
+        return told
+
+    def _gate(
+        self, place: int, iia: Sequence[Mapping[str, Any]]
+    ) -> Generator[Progress, None, FeatureGate]:
+        """One set, given what swaps of it and of random ones come to."""
+        name, features = self._names[place], self.sets[place]
+        told = heard(self.noted, name)
+        if told is None:
+            moved = Measured.of(self.meter.off_target(features, self.off_target))
+            told = {
+                "effect_on_metric": _plainly(Measured.of(self.meter.effect(features))),
+                "off_target_kl": _plainly(moved),
+                "output_score": _mean(self.meter.output_scores(features)),
+            }
+            yield self._stage(name, place + 1, told)
+        effect, moved = told["effect_on_metric"], told["off_target_kl"]
+        return FeatureGate(
+            features=features,
+            iia=Measured(**iia[0]),
+            iia_random_matched=Measured(**iia[1]),
+            effect_on_metric=None if effect is None else Measured(**effect),
+            off_target_kl=None if moved is None else Measured(**moved),
+            output_score=told["output_score"],
+            bar=0.0,
+            verdict="inconclusive",
+            reasons=(),
+        )
+
+    def _stage(self, name: str, done: int, told: Mapping[str, Any]) -> Stage:
+        total = len(self.sets)
+        return Stage(stage="gates", done=done, total=total, name=name, data=said(told))
 
 
 def judged(
@@ -263,6 +340,10 @@ def _trials(
         device=hosted.device,
     )
     return Trials(hosted=hosted, table=rows, units=(unit,)), dropped
+
+
+def _plainly(found: Measured | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

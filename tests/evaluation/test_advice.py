@@ -1,13 +1,17 @@
+import json
 from itertools import pairwise
 
 import pytest
 import torch
 
+from evaluation import advice
 from evaluation.advice import LayerAdvice, advise
 from evaluation.behaviours.pairs import Pair, prepare
 from evaluation.edited import merged
 from evaluation.errors import NothingToTrace, NotInWeights
-from evaluation.tracing import prepare_texts, trace_decoder, trace_encoder
+from evaluation.evidence_plots import advice_png
+from evaluation.evidence_report import page
+from evaluation.tracing import Trace, prepare_texts, trace_decoder, trace_encoder
 from miniature import weights_path
 from miniature.world import make_world
 from models.errors import MethodNotApplicable
@@ -142,6 +146,42 @@ def test_pairs_that_cannot_be_traced_fall_out_or_are_refused(miniature_sd, minia
         drain(advise(miniature_lm, sums, LayerAdvice(operation="refact")))
     with pytest.raises(MethodNotApplicable):
         drain(advise(miniature_sd, sums, LayerAdvice(operation="sae")))
+
+
+def trace(clean, corrupted, *restored):
+    told = torch.tensor(restored, dtype=torch.float64)
+    return Trace(clean=clean, corrupted=corrupted, restored={"last": told})
+
+
+def test_where_the_loss_may_be_nothing_no_share_is_told(miniature_lm, monkeypatch):
+    """The interval of the loss covers 0, or nearly: a ratio would be of any size."""
+    settings = LayerAdvice(operation="sae", steps=1)
+    told = vocabularies()["miniature"].behaviours()["ioi"].pairs(4, 3)
+    for losses, why in (
+        ((4.0, -3.9, 0.5, -0.1), "covers 0"),
+        ((0.011, 0.009, 0.05, 0.008), "begins below 0.01"),
+    ):
+        traces = [trace(loss, 0.0, loss / 2, loss) for loss in losses]
+        monkeypatch.setattr(advice, "trace_decoder", lambda *_, t=traces: iter(t))
+        _, found = drain(advise(miniature_lm, told, settings))
+        assert why in found.inconclusive and found.lost.value == pytest.approx(sum(losses) / 4)
+        assert found.lost.low < 0.01 and found.recommended is None and not found.ranked
+        assert all(not layer.effects for layer in found.layers) and len(found.layers) == 2
+        text = page("layer_advice", json.loads(json.dumps(found.as_dict())), {})
+        assert "**Inconclusive**" in text and why in text and "**none**" in text
+        assert advice_png(found).startswith(b"\x89PNG")
+
+
+def test_where_the_loss_is_sure_intervals_hold_their_value(miniature_lm, monkeypatch):
+    settings = LayerAdvice(operation="sae", steps=1)
+    told = vocabularies()["miniature"].behaviours()["ioi"].pairs(4, 3)
+    traces = [trace(loss, 0.0, loss * 0.75, loss) for loss in (4.0, 3.0, 5.0, 4.0)]
+    monkeypatch.setattr(advice, "trace_decoder", lambda *_: iter(traces))
+    _, found = drain(advise(miniature_lm, told, settings))
+    assert found.inconclusive is None and found.ranked == (0,)
+    effect = found.layers[0].effects["last"]
+    assert (effect.low, effect.value, effect.high) == pytest.approx((0.75, 0.75, 0.75))
+    assert found.lost.low < found.lost.value == 4.0 < found.lost.high
 
 
 def test_a_merged_edit_is_the_patch_and_leaves_the_very_weights(miniature_lm, sums):
