@@ -27,8 +27,17 @@ from service.composing import Compositions
 from service.datasets import Dataset, newest
 from service.evidence import advised, audited, gated
 from service.evidence_errors import EvaluationTooLong
-from service.evidence_kinds import KINDS, Found, Kind, Subject, told, unzipped, zipped
-from service.evidence_notes import note, noted
+from service.evidence_kinds import (
+    KINDS,
+    Found,
+    Kind,
+    Subject,
+    beside,
+    told,
+    unzipped,
+    zipped,
+)
+from service.evidence_notes import Page, key_of
 from service.evidence_vectors import registered
 from service.jobs import JobRunner, Task, Ticket
 from service.orders import EditOrder
@@ -51,8 +60,8 @@ _SHARES = {
     "attribution": (0.05, 0.5),
     "runs": (0.5, 0.6),
     "faithfulness": (0.6, 0.95),
-    "tracing": (0.05, 0.5),
 }
+_ADVICE_SHARES = {"loading": (0.0, 0.05), "tracing": (0.05, 0.5), "attribution": (0.5, 0.95)}
 
 
 def identity(payload: Mapping[str, Any], fingerprint: str) -> str:
@@ -109,9 +118,10 @@ class Evaluator:
             registry,
         )
         self._under_way: list[_Thread] = []
-        keep = functools.partial(note, registry)
-        task = Task(begin=self._begin, keep=keep, end=self._kept, shares=_SHARES)
+        self._page: Page | None = None  # of the job under way
+        task = Task(begin=self._begin, keep=self._keep, end=self._kept, shares=_SHARES)
         tasks = dict.fromkeys(KINDS, task)
+        tasks["layer_advice"] = replace(task, shares=_ADVICE_SHARES)
         self._runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
 
     def start(self) -> None:
@@ -139,16 +149,23 @@ class Evaluator:
     def _begin(self, job: Job) -> Generator[Progress, None, Found]:
         kind, payload = KINDS[job.kind], job.payload
         within = payload["budget"]["max_seconds"]
-        return _bounded(self._work(job, kind, payload, noted(self.registry, job)), within)
+        self._page = Page(registry=self.registry, job=job)
+        return _bounded(self._work(job, kind, payload, self._page), within)
+
+    def _keep(self, _: Job, step: Progress) -> None:
+        if self._page is not None:
+            self._page.keep(step)
 
     def _work(
-        self, job: Job, kind: Kind, payload: Mapping[str, Any], before: Mapping[str, bytes]
+        self, job: Job, kind: Kind, payload: Mapping[str, Any], page: Page
     ) -> Generator[Progress, None, Found]:
         yield Progress(stage="loading", done=0, total=1)
         torch.set_num_threads(self.model.threads)
         hosted = self._loaded()
         try:
-            subject = replace(self._subject(kind, payload, hosted), noted=before)
+            subject = self._subject(kind, payload, hosted)
+            noted = page.opened(key_of(job, hosted, beside(subject)))
+            subject = replace(subject, noted=noted)
             with ExitStack() as changed:
                 if kind.merged:
                     changed.enter_context(merged(hosted, subject.edits))

@@ -26,6 +26,7 @@ from evaluation.evidence_plots import advice_png, audit_png
 from evaluation.evidence_report import page
 from evaluation.gate_bars import plot as draw_gates
 from evaluation.gates import Gate, gate
+from evaluation.noted import Noted, Stage, scores_data, scores_of
 from evaluation.variables.featurizers import Directions, Featurizer
 from evaluation.variables.heatmap import plot
 from evaluation.variables.report import VariableReport
@@ -39,8 +40,9 @@ from models.hosted import HostedModel
 from models.patch import Patch
 from models.progress import Progress
 from service.datasets import Dataset
-from service.evidence_notes import Stage, scores_data, scores_of
 from service.evidence_vectors import Save, Saved, saved, vector_toward
+from service.registry.blobs import digest_of
+from service.registry.tables import canonical
 from steerers.dictionary import Dictionary
 
 _DRAWN = (60, 200, 600)
@@ -52,6 +54,8 @@ _SUBMITTED_BYTES = 2**29
 `evaluation.variables.submission`, which writes them from `featurizers.safetensors`."""
 _SCORES, _FEATURIZERS = "scores", "featurizers"
 """Names of notes."""
+_ELSEWHERE = 20
+"""Texts of the model's corpus that are about anything else, where none are sent."""
 _STAMP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -89,7 +93,7 @@ class Subject:
         edits: All of the request's, as one patch.
         suites: By name, for an audit.
         corpus: The model's own texts.
-        noted: What an earlier worker of the job has made whole.
+        noted: What an earlier worker of the job, or an equal job, has made whole.
     """
 
     hosted: HostedModel
@@ -99,7 +103,7 @@ class Subject:
     suites: Mapping[str, Dataset] = field(default_factory=dict)
     dictionaries: Mapping[str, Dictionary] = field(default_factory=dict)
     corpus: Callable[[], Sequence[str]] = tuple
-    noted: Mapping[str, bytes] = field(default_factory=dict)
+    noted: Noted = field(default_factory=dict)
 
     @property
     def rows(self) -> Dataset:
@@ -263,13 +267,30 @@ def _exportable(found: VariableReport) -> bool:
 def _gates(subject: Subject) -> Work:
     asked: FeatureGate = subject.settings
     told = prepare_swaps(subject.rows.swaps, subject.hosted)
-    off_target = asked.off_target or tuple(subject.corpus())[:20]
     found = yield from gate(
-        subject.hosted, subject.dictionaries[asked.sae], told, off_target, asked
+        subject.hosted,
+        subject.dictionaries[asked.sae],
+        told,
+        _off_target(subject),
+        asked,
+        subject.noted,
     )
     with TemporaryDirectory(prefix="tiller-gates-") as name:
         draw_gates(found, Path(name) / "gates.png")
         return Found(report=found.as_dict(), files=_read(Path(name)))
+
+
+def _off_target(subject: Subject) -> tuple[str, ...]:
+    return subject.settings.off_target or tuple(subject.corpus())[:_ELSEWHERE]
+
+
+def beside(subject: Subject) -> dict[str, str]:
+    """Digests of what is read beside the weights, the rows and the edits."""
+    if not isinstance(subject.settings, FeatureGate):
+        return {}
+    dictionary = subject.dictionaries[subject.settings.sae]
+    texts = digest_of(canonical(_off_target(subject)).encode())
+    return {"sae": dictionary.digest, "off_target": texts}
 
 
 def _advice(subject: Subject) -> Work:
@@ -277,7 +298,7 @@ def _advice(subject: Subject) -> Work:
     rows = subject.rows
     shown = asked.operation == "backpatch"
     pairs = [row.pair for row in rows.pictures] if shown else rows.pairs
-    found = yield from advise(subject.hosted, pairs, asked)
+    found = yield from advise(subject.hosted, pairs, asked, subject.noted)
     return Found(report=found.as_dict(), files={"layers.png": advice_png(found)})
 
 
@@ -288,7 +309,7 @@ def _audit(subject: Subject) -> Work:
     answers = {dataset.answers for dataset in subject.suites.values()}
     whole = "first" if "first" in answers else "whole"
     asked = replace(subject.settings, answers=whole)
-    found = yield from audit(subject.hosted, subject.edits, suites, asked)
+    found = yield from audit(subject.hosted, subject.edits, suites, asked, subject.noted)
     return Found(report=found.as_dict(), files={"audit.png": audit_png(found)})
 
 
