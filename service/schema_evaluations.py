@@ -19,6 +19,8 @@ _Places = Annotated[list[_Prompt], Field(min_length=2, max_length=2)]
 _Key = Annotated[str, Field(min_length=1, max_length=200)]
 _MOST_ROWS = 20_000
 _MOST_PICTURES = 1_000
+_PLAIN = ("bool", "int", "float", "str", "tuple", "list", "dict")
+"""Types that a union may be of."""
 
 
 class PairRow(Body):
@@ -189,13 +191,27 @@ def settings_of(kind: type, params: Mapping[str, Any], seed: int | None = None) 
     try:
         return TypeAdapter(kind).validate_json(json.dumps(told), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        path = ".".join(("params", *map(str, first["loc"])))
+        path, problem = _told_error(error)
         raise BadRequest(
-            f"{path}: {first['msg']}.",
+            f"{path}: {problem}.",
             remedy="docs/causal-evidence.md tells the params of each kind.",
             param=path,
         ) from None
+
+
+def _told_error(error: ValidationError) -> tuple[str, str]:
+    """The path of the first value that does not fit, and what would: of a union, any part."""
+    every = error.errors(include_url=False, include_input=False)
+    first = [one for one in every if one["loc"][:1] == every[0]["loc"][:1]]
+    deepest = max(len(one["loc"]) for one in first)
+    some = [one for one in first if len(one["loc"]) == deepest]
+    path = ".".join(("params", *map(str, filter(_is_key, some[0]["loc"]))))
+    return path, ", or: ".join(dict.fromkeys(one["msg"] for one in some))
+
+
+def _is_key(part: int | str) -> bool:
+    """Whether a part of a path is a key or a place, not the name of a union's part."""
+    return isinstance(part, int) or (part.isidentifier() and part not in _PLAIN)
 
 
 def told_settings(settings: Any) -> dict[str, Any]:

@@ -120,6 +120,17 @@ class Anatomy:
             return into[0].bias.detach().view(3, heads, wide)
         return torch.stack([self._spread(m.bias.detach(), wide) for m in into])
 
+    def value_biases(self, layer: int) -> Float[Tensor, "heads width"] | None:
+        """What values are at least, whatever is read; None where they have no bias."""
+        biases = self.biases(layer)
+        return None if biases is None else biases[2]
+
+    @property
+    def centred(self) -> bool:
+        """Whether every norm takes the stream's mean off: then nobody reads that mean."""
+        norms = (*self.attention_norms, *self.mlp_norms, self.final_norm)
+        return all(norm.centred for norm in norms)
+
     def writing(self, layer: int) -> Float[Tensor, "heads width d"]:
         """The matrices from the heads' values to the stream, without the bias."""
         weight = self.layers[layer].out.weight.detach()

@@ -19,6 +19,7 @@ from torch import Tensor
 from evaluation.circuits.anatomy import Anatomy
 from evaluation.circuits.batches import Batch
 from evaluation.circuits.contraction import Folded, Gradients, Totals, contract
+from evaluation.circuits.parity import Quirk
 from evaluation.circuits.points import Cost, Ends, Slope, activation_points, input_points
 from evaluation.circuits.replacements import PATCHING, Replacement
 from evaluation.circuits.written import run
@@ -51,16 +52,19 @@ class Gradually:
         neurons: Whether neurons are scored too.
         exact_postnorm: Gemma 2: carry a head's difference through the norm behind the heads, as
             its Jacobian at the clean run does; the reference leaves that out.
-        parity: The reference's own ways: node scores of MLPs from the gradient at the MLP's input,
-            node integrals by right sums, no term for layer 0 where a rotary model's embedding is
-            held.
+        parity: The reference's own ways, by name (`evaluation.circuits.parity`).
     """
 
     method: Gradual = "eap-ig-inputs"
     steps: int = 5
     neurons: bool = False
     exact_postnorm: bool = False
-    parity: bool = False
+    parity: frozenset[Quirk] = frozenset()
+
+    @property
+    def nodes_apart(self) -> bool:
+        """Whether nodes and neurons are integrated over points of their own."""
+        return self.method == "eap-ig-inputs" and "node-integrals" in self.parity
 
 
 def attribute(
@@ -87,20 +91,14 @@ def attribute(
         _add(anatomy, batch, how, replacement, cost, (totals, nodes))
         done += len(batch.rows)
         yield Progress(stage="attribution", done=done, total=total)
-    by_node = nodes if how.parity and how.method == "eap-ig-inputs" else totals
-    return Scores(
-        edges=totals.edges,
-        nodes=_node_scores(anatomy, by_node, parity=how.parity),
-        neurons=by_node.neurons,
-    )
-
-
-def _node_scores(anatomy: Anatomy, totals: Totals, *, parity: bool) -> Tensor:
-    found = totals.edges.sum(1)
-    if parity:
+    by_node = nodes if how.nodes_apart else totals
+    found, neurons = by_node.edges.sum(1), by_node.neurons
+    if "mlp-nodes" in how.parity:
         mlps = [anatomy.graph.mlp(layer) for layer in range(anatomy.graph.layers)]
-        found[mlps] = totals.own[mlps]
-    return found
+        found[mlps] = by_node.own[mlps].sum(1)
+        if neurons is not None:
+            neurons[mlps] = by_node.own[mlps]
+    return Scores(edges=totals.edges, nodes=found, neurons=neurons)
 
 
 def _add(
@@ -126,10 +124,11 @@ def _add(
         groups, count = _integral(slope, Ends(batch, entering, (clean, corrupted)), how)
     sums = tuple(t.detach() for t in seen.sums) if how.exact_postnorm else None
     del seen
-    differences = replace(replacement.differences(clean, corrupted), sums=sums)
+    centred = "folded-weights" in how.parity and anatomy.centred
+    differences = replace(replacement.differences(clean, corrupted), sums=sums, centred=centred)
     for points in groups:
         contract(anatomy, differences, _folded(anatomy, points), totals[0], 1 / count)
-    if how.parity and how.method == "eap-ig-inputs":
+    if how.nodes_apart:
         # Nodes and neurons by the right sum: without the corrupted end, with the clean one.
         ends = Ends(batch, entering, (clean, corrupted))
         right = input_points(slope, ends, count, range(1, count + 1))
@@ -149,7 +148,8 @@ def _integral(
     """The points in groups that are contracted together, and how many there are in all."""
     if how.method == "eap-ig-inputs":
         return iter([input_points(slope, ends, how.steps, range(how.steps))]), how.steps
-    groups = activation_points(slope, ends, how.steps, parity=how.parity)
+    detached = "held-embedding" in how.parity
+    groups = activation_points(slope, ends, how.steps, detached=detached)
     return groups, how.steps * (2 * slope.anatomy.graph.layers + 1)
 
 

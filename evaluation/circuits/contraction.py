@@ -106,13 +106,13 @@ class Totals:
         edges: (sources, destinations); what is no edge stays 0.
         neurons: (sources, d): the same before the sum over the stream's width, over all
             destinations; None where nobody asked.
-        own: An MLP's output difference times the gradient at its own input, which the reference
-            takes for the MLP's node score.
+        own: An MLP's output difference times the gradient at its own input, before the sum over
+            the stream's width: what the reference takes for the MLP's node score.
     """
 
     edges: Float[Tensor, "sources destinations"]
     neurons: Float[Tensor, "sources d"] | None
-    own: Float[Tensor, " sources"]
+    own: Float[Tensor, "sources d"]
 
     @classmethod
     def of(cls, graph: Graph, *, neurons: bool = False) -> "Totals":
@@ -121,7 +121,7 @@ class Totals:
         return cls(
             edges=torch.zeros(shape, dtype=torch.float64),
             neurons=torch.zeros(wide, dtype=torch.float64) if neurons else None,
-            own=torch.zeros(graph.sources, dtype=torch.float64),
+            own=torch.zeros(wide, dtype=torch.float64),
         )
 
 
@@ -166,7 +166,8 @@ class _Chunk:
                 self._neurons(slice(graph.before(layer), mlp), behind)
             into, limit = graph.into_mlp(layer), graph.read_by_mlp(layer)
             gradient = self._single(points.mlps[layer], into, limit)
-            self.totals.own[mlp] += self.scale * float((self.table[mlp] * gradient).sum())
+            own = (self.table[mlp] * gradient).sum(0)
+            self.totals.own[mlp] += self.scale * own.cpu().double()
             behind += gradient
             if not graph.parallel:
                 self._neurons(slice(graph.before(layer), mlp), behind)

@@ -8,8 +8,9 @@ the same areas over the logarithm of the size are reported too.
 """
 
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from evaluation.circuits.anatomy import Anatomy
 from evaluation.circuits.attribution import Scores
+from evaluation.circuits.parity import Quirk
 from evaluation.circuits.points import Cost
 from evaluation.circuits.running import Known, margins
 from evaluation.circuits.selection import Level, Subgraph, Way, items, select
@@ -102,6 +104,7 @@ def measure(  # noqa: PLR0913 - what a curve depends on
     margin: float = 0.0,
     seed: int = 0,
     cost: Cost | None = None,
+    parity: Collection[Quirk] = (),
 ) -> Generator[Progress, None, Faithfulness]:
     """Run the circuits of all sizes, by signed and by absolute score.
 
@@ -117,12 +120,12 @@ def measure(  # noqa: PLR0913 - what a curve depends on
         margin: The least m_full - m_empty that shares are told of.
         seed: Of the bootstrap.
         cost: Counts the runs.
+        parity: The reference's ways of pruning and of counting.
     """
     cost, total = cost or Cost(), items(anatomy.graph, scores, level)
+    choose = partial(select, anatomy.graph, scores, level=level, way=way, parity=parity)
     circuits = [
-        select(anatomy.graph, scores, int(k * total), level=level, absolute=absolute, way=way)
-        for k in sizes
-        for absolute in (False, True)
+        choose(int(k * total), absolute=absolute) for k in sizes for absolute in (False, True)
     ]
     runs = _Runs()
     for some in known:

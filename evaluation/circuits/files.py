@@ -9,8 +9,9 @@ NaN means "not scored, always kept".
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from evaluation.circuits.attribution import Scores
 from evaluation.circuits.errors import UnreadableCircuit
 from evaluation.circuits.graph import Graph
+from evaluation.circuits.parity import Quirk
 from evaluation.circuits.selection import Subgraph, full, select
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -107,21 +109,20 @@ def write_nine(
     ]
 
 
-def write_grown(folder: Path, graph: Graph, scores: Scores) -> list[Path]:
+def write_grown(
+    folder: Path, graph: Graph, scores: Scores, parity: Collection[Quirk] = ()
+) -> list[Path]:
     """Write the nine sizes of circuits that are grown from the logits.
 
     By signed and by absolute score, in the folders by which the evaluator tells them apart; one
-    folder where no score is negative, since both are the same there.
+    folder where no score is negative, since both are the same there. `parity` may `prune` as the
+    reference does.
     """
     ways = {"abs-false": False, "abs-true": True} if bool((scores.edges < 0).any()) else {"": True}
     written: list[Path] = []
+    choose = partial(select, graph, scores, level="edge", way="greedy", parity=parity)
     for name, absolute in ways.items():
-        circuits = {
-            k: select(
-                graph, scores, int(k * graph.edges), level="edge", absolute=absolute, way="greedy"
-            )
-            for k in SHARES
-        }
+        circuits = {k: choose(int(k * graph.edges), absolute=absolute) for k in SHARES}
         written += write_nine(folder / name, graph, scores, circuits)
     return written
 

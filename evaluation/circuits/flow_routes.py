@@ -4,7 +4,8 @@ Ferrando and Voita 2024, as MIB runs it. With y_u the output of source u and x_v
 destination v reads: p_uv = max(0, |x_v|_1 - |x_v - y_u|_1), as a share of its sum over u, per
 token; the mean over the tokens of an example, then over examples. There is no corrupted prompt and
 no gradient. Shares are not comparable between destinations: circuits are grown greedily. Heads are
-taken before whatever norm stands behind them.
+taken before whatever norm stands behind them. Behind folded weights (`parity`) sources and streams
+are others, and so are the shares.
 """
 
 from collections.abc import Generator, Sequence
@@ -19,13 +20,17 @@ from evaluation.circuits.batches import Batch
 from evaluation.circuits.contraction import CHUNK_BYTES
 from evaluation.circuits.passes import Seen
 from evaluation.circuits.points import Cost
-from evaluation.circuits.written import run, spread
+from evaluation.circuits.written import folded, run, spread
 from models.progress import Progress
 
 
 @torch.no_grad()
 def flow_routes(
-    anatomy: Anatomy, batches: Sequence[Batch], cost: Cost | None = None
+    anatomy: Anatomy,
+    batches: Sequence[Batch],
+    cost: Cost | None = None,
+    *,
+    behind_folded: bool = False,
 ) -> Generator[Progress, None, Scores]:
     """Score every edge by the share of its destination's stream that its source brings.
 
@@ -33,6 +38,7 @@ def flow_routes(
         anatomy: Of the model.
         batches: The pairs, of which the clean prompts are run; their weights make the mean.
         cost: Counts the runs.
+        behind_folded: As with folded norms and value biases and centred writing weights.
     """
     graph, cost = anatomy.graph, cost or Cost()
     edges = torch.zeros(graph.sources, graph.destinations, dtype=torch.float64)
@@ -41,19 +47,27 @@ def flow_routes(
     most = max(1, CHUNK_BYTES // (2 * graph.sources * graph.width * size))
     for batch in batches:
         seen, outputs = run(anatomy, batch.clean)
+        outputs = folded(anatomy, outputs) if behind_folded else outputs
         cost.forwards += len(batch.rows)
         flat, tokens = outputs.flat(), batch.clean.shape[1]
         weights = (batch.weights / tokens).repeat_interleave(tokens).to(anatomy.dtype)
         for start in range(0, batch.clean.numel(), most):
             piece = slice(start, min(start + most, batch.clean.numel()))
-            edges += _shares(anatomy, spread(anatomy, flat, piece), seen, piece, weights[piece])
+            table = spread(anatomy, flat, piece)
+            edges += _shares(anatomy, table, seen, piece, weights[piece], centred=flat.centred)
         done += len(batch.rows)
         yield Progress(stage="attribution", done=done, total=total)
     return Scores(edges=edges)
 
 
 def _shares(
-    anatomy: Anatomy, table: Tensor, seen: Seen, piece: slice, weights: Tensor
+    anatomy: Anatomy,
+    table: Tensor,
+    seen: Seen,
+    piece: slice,
+    weights: Tensor,
+    *,
+    centred: bool,
 ) -> Float[Tensor, "sources destinations"]:
     """The weighted sum over a chunk's tokens."""
     graph = anatomy.graph
@@ -61,6 +75,7 @@ def _shares(
 
     def share(stream: Tensor, limit: int) -> Tensor:
         x = stream.flatten(0, 1)[piece].to(table.dtype)
+        x = x - x.mean(-1, keepdim=True) if centred else x
         closer = x.abs().sum(-1) - (x - table[:limit]).abs().sum(-1)
         closer = closer.clamp_min(0)
         total = closer.sum(0)

@@ -1,9 +1,9 @@
 """Optimal ablation: for every source the vector that hurts the model least in its place.
 
 Li and Janson 2024: the vector replaces the source's output at every token and minimises the
-cross-entropy of the prompt's next tokens. It starts at the source's mean (the reference starts at a
-sum over rows and tokens, never divided). Sources are independent problems; some of them share a
-forward, a block of rows each.
+cross-entropy of the prompt's next tokens. It starts at the source's mean; the reference starts at
+the sum over a step's prompts and tokens, averaged over steps only (`from_sums`). Sources are
+independent problems; some of them share a forward, a block of rows each.
 """
 
 from collections.abc import Generator, Sequence
@@ -48,6 +48,8 @@ def optimal_vectors(
     batches: Sequence[Batch],
     how: Learning | None = None,
     cost: Cost | None = None,
+    *,
+    from_sums: bool = False,
 ) -> Generator[Progress, None, Float[Tensor, "sources d"]]:
     """Learn one vector per source from the clean prompts.
 
@@ -56,6 +58,7 @@ def optimal_vectors(
         batches: The prompts; steps take them in turn.
         how: Rate, steps and when to stop.
         cost: Counts the runs.
+        from_sums: Start where the reference does.
     """
     how, cost, graph = how or Learning(), cost or Cost(), anatomy.graph
     vectors = mean_vectors(anatomy, batches)
@@ -65,6 +68,8 @@ def optimal_vectors(
         for batch in batches
         for i in range(0, len(batch.rows), how.rows)
     ]
+    if from_sums:
+        vectors *= sum(ids.numel() for ids in prompts) / len(prompts)
     for start in range(0, graph.sources, how.sources):
         some = list(range(start, min(start + how.sources, graph.sources)))
         vectors[some] = _learn(anatomy, some, vectors[some], prompts, how, cost)

@@ -105,18 +105,18 @@ def input_points(
 
 
 def activation_points(
-    slope: Slope, ends: Ends, steps: int, *, parity: bool
+    slope: Slope, ends: Ends, steps: int, *, detached: bool = False
 ) -> Iterator[Iterator[Gradients]]:
     """EAP-IG-activations: each group in turn is held between both runs; the rest follows.
 
     Groups: the embedding, the heads of each layer, the MLP of each layer. All edges are credited
-    at every point. `parity` gives rotary models the reference's missing term: at points where the
-    embedding is held, nothing flows to the reads of layer 0.
+    at every point. `detached`: at points where a rotary model's embedding is held, nothing flows to
+    the reads of layer 0.
     """
     clean, corrupted = ends.outputs
     found = input_points(slope, ends, steps, range(1, steps + 1))
     rotary = slope.anatomy.decoder.places is None
-    yield map(_without_first, found) if parity and rotary else found
+    yield map(_without_first, found) if detached and rotary else found
     for layer in range(slope.anatomy.graph.layers):
         for kind in ("heads", "mlps"):
             a, b = getattr(clean, kind)[layer], getattr(corrupted, kind)[layer]

@@ -5,6 +5,9 @@ clean prompts, `mean-positional` the same per position, `optimal` a learned vect
 (`evaluation.circuits.optimal`). `mean-reference` is what the reference's `mean` is: every
 prompt's last token divided by the prompt's length, averaged over prompts and over all sources into
 one shared vector, which is nearly zero.
+
+Behind folded weights (`parity`) a head's value bias belongs to no source, so what replaces the head
+keeps it: zero and the reference's mean differ there.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +22,7 @@ from torch import Tensor
 from evaluation.circuits.anatomy import Anatomy
 from evaluation.circuits.batches import Batch
 from evaluation.circuits.points import Cost
-from evaluation.circuits.written import Written, run, spread
+from evaluation.circuits.written import Written, folded, run, spread
 
 Ablation = Literal["patching", "zero", "mean", "mean-positional", "mean-reference", "optimal"]
 
@@ -45,6 +48,8 @@ def replacement(
     batches: Sequence[Batch],
     cost: Cost,
     optimal: Float[Tensor, "sources d"] | None = None,
+    *,
+    behind_folded: bool = False,
 ) -> Replacement:
     """The replacement of a kind; means are over the clean prompts of the batches.
 
@@ -54,16 +59,19 @@ def replacement(
         batches: The prompts.
         cost: Counts what is run for means.
         optimal: The learned vectors, for `optimal`.
+        behind_folded: As zero and the reference's mean are behind folded weights.
     """
     if ablation == "patching":
         return PATCHING
     if ablation in ("zero", "optimal"):
-        return Replacement(lambda _length: _nothing(anatomy, optimal))
+        nothing = _nothing(anatomy, optimal, biased=behind_folded and ablation == "zero")
+        return Replacement(lambda _length: nothing)
     cost.forwards += sum(len(batch.rows) for batch in batches)
     if ablation == "mean-reference":
-        shared = _reference_mean(anatomy, batches)
+        shared = _reference_mean(anatomy, batches, behind_folded=behind_folded)
         everywhere = shared.expand(anatomy.graph.sources, -1)
-        return Replacement(lambda _length: _nothing(anatomy, everywhere))
+        everything = _nothing(anatomy, everywhere, biased=behind_folded)
+        return Replacement(lambda _length: everything)
     if ablation == "mean":
         mean = _mean(anatomy, batches)
         return Replacement(lambda _length: mean)
@@ -71,13 +79,17 @@ def replacement(
     return Replacement(lambda length: _each(means, lambda t: t[:, :length]))
 
 
-def _nothing(anatomy: Anatomy, offsets: Tensor | None) -> Written:
+def _nothing(anatomy: Anatomy, offsets: Tensor | None, *, biased: bool = False) -> Written:
+    """Zero everywhere; `biased`, heads keep what the biases of their values bring."""
     graph = anatomy.graph
     zero = torch.zeros((), dtype=anatomy.dtype, device=anatomy.device)
-    wide = graph.heads * anatomy.head_width
+    heads = [zero.expand(graph.heads * anatomy.head_width)] * graph.layers
+    for layer in range(graph.layers if biased else 0):
+        if (biases := anatomy.value_biases(layer)) is not None:
+            heads[layer] = biases.flatten().to(anatomy.dtype)
     return Written(
         embedding=zero.expand(graph.width),
-        heads=(zero.expand(wide),) * graph.layers,
+        heads=tuple(heads),
         mlps=(zero.expand(graph.width),) * graph.layers,
         offsets=offsets,
     )
@@ -129,12 +141,15 @@ def _positional_mean(anatomy: Anatomy, batches: Sequence[Batch]) -> Written:
     return _each(total, lambda t: t / counts[None, :, None])
 
 
-def _reference_mean(anatomy: Anatomy, batches: Sequence[Batch]) -> Float[Tensor, " d"]:
+def _reference_mean(
+    anatomy: Anatomy, batches: Sequence[Batch], *, behind_folded: bool
+) -> Float[Tensor, " d"]:
     prompts = sum(len(batch.rows) for batch in batches)
     shared = torch.zeros(anatomy.graph.width, dtype=anatomy.dtype, device=anatomy.device)
     for batch in batches:
         found = run(anatomy, batch.clean)[1]
         last = _each(found, lambda t: t[:, -1:].to(anatomy.dtype)).flat()
+        last = folded(anatomy, last) if behind_folded else last
         table = spread(anatomy, last, slice(None))
         shared += table.sum((0, 1)) / (batch.clean.shape[1] * anatomy.graph.sources * prompts)
     return shared

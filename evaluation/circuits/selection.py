@@ -2,10 +2,11 @@
 
 Scores are float64, sorting is stable and ties go by index: the same scores give the same circuit in
 every process. `absolute` is what CMD asks for, signed scores are what CPR asks for: two selections,
-never one curve read twice.
+never one curve read twice. The reference prunes and counts otherwise; `parity` has both by name.
 """
 
 import heapq
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from evaluation.circuits.attribution import Scores
 from evaluation.circuits.errors import BadCircuit
 from evaluation.circuits.graph import Graph
+from evaluation.circuits.parity import Quirk
 
 Level = Literal["edge", "node", "neuron"]
 Way = Literal["top", "greedy"]
@@ -28,10 +30,12 @@ class Subgraph:
     Attributes:
         edges: Pruned; only real edges.
         neurons: Where given, the output dimensions that are kept.
+        counted: What `size` is, where edges are counted as the reference counts them.
     """
 
     edges: Bool[Tensor, "sources destinations"]
     neurons: Bool[Tensor, "sources d"] | None = None
+    counted: float | None = None
 
     @property
     def sources(self) -> Bool[Tensor, " sources"]:
@@ -40,6 +44,8 @@ class Subgraph:
 
     def size(self, graph: Graph) -> float:
         """The weighted count: every real edge by the share of its source that is kept."""
+        if self.counted is not None:
+            return self.counted
         each = self.edges.sum(1).double()
         if self.neurons is not None:
             each = each * self.neurons.sum(1) / graph.width
@@ -58,8 +64,15 @@ def items(graph: Graph, scores: Scores, level: Level) -> int:
     return int((~_scored(scores, level).isnan()).sum())
 
 
-def select(
-    graph: Graph, scores: Scores, count: int, *, level: Level, absolute: bool, way: Way = "top"
+def select(  # noqa: PLR0913 - what a selection depends on
+    graph: Graph,
+    scores: Scores,
+    count: int,
+    *,
+    level: Level,
+    absolute: bool,
+    way: Way = "top",
+    parity: Collection[Quirk] = (),
 ) -> Subgraph:
     """The circuit of so many items.
 
@@ -70,17 +83,32 @@ def select(
         level: Which of them.
         absolute: By the score's size instead of the score.
         way: `greedy` grows edges from the logits; edges only.
+        parity: The reference's ways that count: `prune` and `edge-counts`.
     """
     if level == "edge":
         ranked = scores.edges.abs() if absolute else scores.edges
         taken = (_greedy if way == "greedy" else _top)(graph, ranked, count)
+        if "prune" in parity:
+            return Subgraph(prune_early(graph, taken, grown=way == "greedy"))
         return Subgraph(prune(graph, taken))
+    best = _best(_scored(scores, level), count, absolute=absolute)
+    nodes = best if level == "node" else best.any(1)
+    edges = prune(graph, graph.real & nodes[:, None])
+    counted = _counted(graph, best) if "edge-counts" in parity else None
     if level == "node":
-        nodes = _best(_scored(scores, level), count, absolute=absolute)
-        return Subgraph(prune(graph, graph.real & nodes[:, None]))
-    neurons = _best(_scored(scores, level), count, absolute=absolute)
-    edges = prune(graph, graph.real & neurons.any(1)[:, None])
-    return Subgraph(edges, neurons & edges.any(1)[:, None])
+        return Subgraph(edges, counted=counted)
+    return Subgraph(edges, best & edges.any(1)[:, None], counted)
+
+
+def _counted(graph: Graph, best: Bool[Tensor, "*shape"]) -> float:
+    """The reference's count: every kept source, by its share, to every kept destination.
+
+    Of all sources that is sources x destinations, though fewer than half of these are edges.
+    """
+    nodes = best if best.ndim == 1 else best.any(1)
+    shares = best.double() if best.ndim == 1 else best.double().mean(1)
+    behind = torch.cat([nodes, torch.ones(1, dtype=torch.bool)])[graph.owners]
+    return float(shares.sum() * behind.sum())
 
 
 def _scored(scores: Scores, level: Level) -> Tensor:
@@ -145,13 +173,44 @@ def prune(graph: Graph, edges: Bool[Tensor, "sources destinations"]) -> Tensor:
     always fed), and every edge of it goes too. The logits always stay.
     """
     kept = edges & graph.real
-    owners = graph.owners
     while True:
-        fed = torch.zeros(graph.sources + 1, dtype=torch.bool)
-        fed.index_put_((owners,), kept.any(0), accumulate=True)
-        fed[0] = fed[-1] = True
-        alive = torch.cat([kept.any(1), torch.ones(1, dtype=torch.bool)]) & fed
-        pruned = kept & alive[:-1, None] & alive[owners][None, :]
+        pruned = _among(graph, kept, _alive(graph, kept))
         if torch.equal(pruned, kept):
             return kept
         kept = pruned
+
+
+def prune_early(
+    graph: Graph, edges: Bool[Tensor, "sources destinations"], *, grown: bool
+) -> Tensor:
+    """Drop what cannot matter as the reference does: until a round drops no source.
+
+    The edges that the last round drops may leave others dangling; faithfulness is the same.
+
+    Args:
+        graph: Of the model.
+        edges: That were taken.
+        grown: Whether greedily: then every source of an edge counts as inside at first, else those
+            alone that are fed too, and one round is all there is.
+    """
+    kept = edges & graph.real
+    inside = kept.any(1) if grown else _alive(graph, kept)[:-1]
+    while True:
+        alive = _alive(graph, kept)
+        kept = _among(graph, kept, alive)
+        if torch.equal(alive[:-1], inside):
+            return kept
+        inside = alive[:-1]
+
+
+def _alive(graph: Graph, kept: Tensor) -> Bool[Tensor, " nodes"]:
+    """Sources with an outgoing and an incoming edge; behind them the logits, which always are."""
+    fed = torch.zeros(graph.sources + 1, dtype=torch.bool)
+    fed.index_put_((graph.owners,), kept.any(0), accumulate=True)
+    fed[0] = fed[-1] = True
+    return torch.cat([kept.any(1), torch.ones(1, dtype=torch.bool)]) & fed
+
+
+def _among(graph: Graph, kept: Tensor, alive: Tensor) -> Tensor:
+    """Edges between what is alive."""
+    return kept & alive[:-1, None] & alive[graph.owners][None, :]

@@ -26,6 +26,7 @@ from evaluation.circuits.faithfulness import SIZES, Faithfulness, floors, measur
 from evaluation.circuits.flow_routes import flow_routes
 from evaluation.circuits.graph import Graph
 from evaluation.circuits.optimal import Learning, optimal_vectors
+from evaluation.circuits.parity import Quirk, check_model, quirks
 from evaluation.circuits.points import Cost
 from evaluation.circuits.replacements import PATCHING, Ablation, Replacement, replacement
 from evaluation.circuits.running import know
@@ -74,10 +75,11 @@ class Circuit:
     """That make scores, at most."""
     exact_postnorm: bool = False
     """Gemma 2: carry a head's difference through the norm behind it."""
-    parity: bool = False
-    """The reference's ways of weighting batches, of scoring MLP nodes and of node integrals."""
+    parity: bool | tuple[Quirk, ...] = False
+    """The reference's own ways of scoring and counting: all that change anything here, or some by
+    name (`evaluation.circuits.parity`)."""
     batch: Annotated[int, Ge(1)] = 20
-    """Pairs of a batch, as `parity` weights them."""
+    """Pairs of a batch, as `batch-weights` weights them."""
     margin: Annotated[float, Ge(0)] = 0.1
     """The least m(full) - m(empty), in logits, that shares are told of."""
     tokens: Annotated[int, Ge(1)] = 512
@@ -94,7 +96,8 @@ class Circuit:
         """Refuse what does not go together.
 
         Raises:
-            BadCircuit: A method without scores of that level, or without that ablation.
+            BadCircuit: A method without scores of that level, or without that ablation; parity in
+                what changes nothing here.
         """
         if self.method in _BY_EDGE_ALONE and self.level != "edge":
             raise BadCircuit(
@@ -113,6 +116,12 @@ class Circuit:
             raise BadCircuit("Only circuits of edges grow greedily.", "Leave it out.", "greedy")
         if list(self.sizes) != sorted(set(self.sizes)) or len(self.sizes) < 2:
             raise BadCircuit("Sizes must rise, and be two or more.", "Leave them out.", "sizes")
+        quirks(self.parity, self.method, self.level, self.ablation)
+
+    @property
+    def quirks(self) -> frozenset[Quirk]:
+        """The reference's ways that count here."""
+        return quirks(self.parity, self.method, self.level, self.ablation)
 
     @property
     def way(self) -> Way:
@@ -216,6 +225,7 @@ def study(
     settings = settings or Circuit()
     settings.check()
     started, cost, anatomy = time.monotonic(), Cost(), find_anatomy(hosted)
+    check_model(settings.parity, anatomy)
     finding, judging = split(pairs.kept, settings)
     _forget_peak(hosted)
     if scores is None:
@@ -233,6 +243,7 @@ def study(
         margin=settings.margin,
         seed=settings.seed,
         cost=cost,
+        parity=settings.quirks,
     )
     return CircuitReport(
         settings=settings,
@@ -264,12 +275,14 @@ def split(
 
 
 def _scores(anatomy: Anatomy, pairs: Sequence[PairIds], settings: Circuit, cost: Cost) -> Steps:
-    weights = reference_weights(len(pairs), settings.batch) if settings.parity else None
+    parity = settings.quirks
+    weights = reference_weights(len(pairs), settings.batch) if "batch-weights" in parity else None
     batches = list(in_batches(pairs, settings.tokens, anatomy.device, weights))
     if settings.method == "random":
         return random_scores(anatomy, settings.seed)
     if settings.method == "information-flow-routes":
-        return (yield from flow_routes(anatomy, batches, cost))
+        folded = "folded-weights" in parity
+        return (yield from flow_routes(anatomy, batches, cost, behind_folded=folded))
     if settings.method == "ugs":
         return (yield from sampled_masks(anatomy, batches, settings.sampling, cost))
     if settings.method == "exact" and settings.level == "node":
@@ -283,7 +296,7 @@ def _scores(anatomy: Anatomy, pairs: Sequence[PairIds], settings: Circuit, cost:
         steps=settings.steps,
         neurons=settings.level == "neuron",
         exact_postnorm=settings.exact_postnorm,
-        parity=settings.parity,
+        parity=parity,
     )
     return (yield from attribute(anatomy, batches, how, other, cost))
 
@@ -294,9 +307,13 @@ def _replacement(
     if settings.ablation == "patching":
         return PATCHING
     vectors = None
+    parity = settings.quirks
     if settings.ablation == "optimal":
-        vectors = yield from optimal_vectors(anatomy, batches, settings.learning, cost)
-    return replacement(anatomy, settings.ablation, batches, cost, vectors)
+        from_sums = "optimal-start" in parity
+        learning = settings.learning
+        vectors = yield from optimal_vectors(anatomy, batches, learning, cost, from_sums=from_sums)
+    folded = "folded-weights" in parity
+    return replacement(anatomy, settings.ablation, batches, cost, vectors, behind_folded=folded)
 
 
 def _forget_peak(hosted: HostedModel) -> None:

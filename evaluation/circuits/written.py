@@ -4,7 +4,7 @@ Two runs need 2d numbers per token and layer; only a chunk of tokens at a time i
 vector of the stream's width per source.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class Written:
         offsets: Added to each source at every token, for replacements that no head could write.
         sums: What leaves the output matrices; where given, heads are carried through the norm
             behind it, linearly (Gemma 2).
+        centred: Whether each source's vector loses its mean over the stream, as it does where
+            writing weights are centred.
     """
 
     embedding: Float[Tensor, "*rows d"]
@@ -31,6 +33,7 @@ class Written:
     mlps: tuple[Float[Tensor, "*rows d"], ...]
     offsets: Float[Tensor, "sources d"] | None = None
     sums: tuple[Float[Tensor, "*rows d"], ...] | None = None
+    centred: bool = False
 
     def minus(self, other: "Written", sums: tuple[Tensor, ...] | None = None) -> "Written":
         """The difference of both, source by source."""
@@ -51,6 +54,7 @@ class Written:
             mlps=tuple(x.flatten(0, 1) for x in self.mlps),
             offsets=self.offsets,
             sums=sums,
+            centred=self.centred,
         )
 
 
@@ -98,7 +102,18 @@ def spread(
         table[first + graph.heads] = flat.mlps[layer][piece]
     if flat.offsets is not None:
         table += flat.offsets[:, None].to(dtype)
+    if flat.centred:
+        table -= table.mean(-1, keepdim=True)
     return table
+
+
+def folded(anatomy: Anatomy, some: Written) -> Written:
+    """What sources write where value biases are folded away and writing weights are centred."""
+    heads = list(some.heads)
+    for layer in range(anatomy.graph.layers):
+        if (biases := anatomy.value_biases(layer)) is not None:
+            heads[layer] = heads[layer] - biases.flatten()
+    return replace(some, heads=tuple(heads), centred=anatomy.centred)
 
 
 def _carry(anatomy: Anatomy, layer: int, sums: Any, piece: slice, heads: Tensor) -> None:
