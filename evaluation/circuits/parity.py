@@ -6,7 +6,7 @@ to the next (ties in the order of string hashes, 0/0) has no result that could b
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from evaluation.circuits.anatomy import Anatomy
 from evaluation.circuits.errors import BadCircuit
@@ -32,7 +32,6 @@ Quirk = Literal[
 - `prune`: pruning stops as soon as a round drops no node, though it dropped edges.
 - `edge-counts`: a kept node counts an edge to every kept destination, real or not.
 """
-QUIRKS: tuple[Quirk, ...] = get_args(Quirk)
 GRADUAL = ("eap", "clean-corrupted", "eap-ig-inputs", "eap-ig-activations")
 """Methods that take gradients."""
 _CHANGES: Mapping[Quirk, str] = {
@@ -58,10 +57,9 @@ def quirks(
     Raises:
         BadCircuit: One was named that changes nothing here.
     """
-    changing = [quirk for quirk in QUIRKS if _changes(quirk, method, level, ablation)]
-    here = frozenset[Quirk](changing)
+    here = {quirk for quirk in _CHANGES if _changes(quirk, method, level, ablation)}
     if isinstance(asked, bool):
-        return here if asked else frozenset()
+        return frozenset(here if asked else ())
     for quirk in asked:
         if quirk not in here:
             raise BadCircuit(

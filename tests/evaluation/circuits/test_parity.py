@@ -1,6 +1,7 @@
 """The reference's own ways, each against what its specification says, written out."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from evaluation.circuits.errors import BadCircuit
 from evaluation.circuits.flow_routes import flow_routes
 from evaluation.circuits.graph import Graph
 from evaluation.circuits.optimal import Learning, optimal_vectors
-from evaluation.circuits.parity import QUIRKS, quirks
+from evaluation.circuits.parity import Quirk, quirks
 from evaluation.circuits.points import Cost
 from evaluation.circuits.replacements import mean_vectors, replacement
 from evaluation.circuits.running import know, margins
@@ -264,7 +265,7 @@ def test_all_is_what_changes_anything_and_a_name_in_vain_is_refused():
         for ablation in ("patching", "optimal")
         for quirk in quirks(True, method, level, ablation)
     }
-    assert everywhere == set(QUIRKS)
+    assert everywhere == set(get_args(Quirk))
 
 
 @pytest.mark.parametrize(
