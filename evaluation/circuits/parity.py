@@ -57,7 +57,7 @@ def quirks(
     Raises:
         BadCircuit: One was named that changes nothing here.
     """
-    here = {quirk for quirk in _CHANGES if _changes(quirk, method, level, ablation)}
+    here: set[Quirk] = {quirk for quirk in _CHANGES if _changes(quirk, method, level, ablation)}
     if isinstance(asked, bool):
         return frozenset(here if asked else ())
     for quirk in asked:
