@@ -5,15 +5,18 @@ torchvision, which Tiller does not. Pictures are resized by the library's PIL cl
 same picture gives the same pixels on every machine.
 """
 
+import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import transformers
 from jinja2.exceptions import TemplateError
+from PIL.Image import Image
 from torch import Tensor
 from transformers.models.auto import processing_auto
 
@@ -65,6 +68,17 @@ class Eyes:
             return_dict=True,
             return_tensors="pt",
         )
+
+    def digest(self, picture: Image) -> str:
+        """SHA-256 of a picture's pixels and of how pictures are processed here."""
+        found = hashlib.sha256(self._settings)
+        found.update(f"{picture.mode} {picture.size}".encode())
+        found.update(picture.tobytes())
+        return found.hexdigest()
+
+    @cached_property
+    def _settings(self) -> bytes:
+        return self.processor.image_processor.to_json_string().encode()
 
     def check(self, messages: Sequence[Message], image_ids: frozenset[int]) -> None:
         """BadPart unless every part is a picture, or a text that holds no place for one."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -31,7 +30,7 @@ class Sight:
         turns: Rotary positions of the prompt's tokens (axes, tokens); None where a token's position
             is its column.
         offset: What is added to the column of a token behind the prompt.
-        pictures: How many.
+        digests: Per picture SHA-256 of its pixels and of how the processor is set.
     """
 
     inputs: Mapping[str, Tensor]
@@ -41,7 +40,12 @@ class Sight:
     joint: tuple[Span, ...] = ()
     turns: Int[Tensor, "axes tokens"] | None = None
     offset: int = 0
-    pictures: int = 1
+    digests: tuple[str, ...]
+
+    @property
+    def pictures(self) -> int:
+        """How many."""
+        return len(self.digests)
 
     @property
     def named(self) -> dict[str, tuple[int, ...]]:
@@ -55,13 +59,21 @@ class Sight:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the pictures as they were processed, and of where they stand."""
-        found = hashlib.sha256(repr((self.visual, self.spans, self.joint)).encode())
-        for name, tensor in sorted(self.inputs.items()):
-            dense = tensor.detach().cpu().contiguous()
-            found.update(f"{name}{tuple(dense.shape)}{dense.dtype}".encode())
-            found.update(dense.view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+        """SHA-256 of all pictures in order: they decide what the vision tower makes of them."""
+        return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()
+
+    def told(self, first: int, end: int) -> str:
+        """What begins between two columns: pictures by content, and what sees itself both ways.
+
+        With the tokens it says all that a forward over these columns reads of the pictures, where
+        what stands before is known. Where a picture is not a span of its own (two side by side in
+        one run, or one in several crops) all pictures are named together.
+        """
+        begun = [i for i, span in enumerate(self.spans) if first <= span[0] < end]
+        apart = len(self.spans) == len(self.digests)
+        shown = [(self.spans[i], self.digests[i] if apart else self.digests) for i in begun]
+        joint = [span for span in self.joint if first <= span[0] < end]
+        return repr((shown, joint)) if shown or joint else ""
 
     @cached_property
     def nbytes(self) -> int:

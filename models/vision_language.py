@@ -63,11 +63,13 @@ class VisionLanguage(Language):
             NoChatTemplate, BadConversation: As for texts.
         """
         hosted.parts["eyes"].check(messages, self.image_ids(hosted))
-        read = dict(self.read_prompt(hosted, with_pictures(messages, pictures)))
+        shown = list(pictures)
+        read = dict(self.read_prompt(hosted, with_pictures(messages, shown)))
         ids = read["input_ids"][0].tolist()
-        if not pictures:
+        if not shown:
             return ids, None
-        return ids, self.sight(hosted, ids, read, len(pictures))
+        digests = tuple(map(hosted.parts["eyes"].digest, shown))
+        return ids, self.sight(hosted, ids, read, digests)
 
     def tokenize(self, hosted: HostedModel, text: str, *, special: bool = True) -> list[int]:
         """The ids of a text; BadPart if a picture is meant to stand in it."""
@@ -79,7 +81,11 @@ class VisionLanguage(Language):
         return hosted.parts["eyes"].read(messages, hosted.name)
 
     def sight(
-        self, hosted: HostedModel, ids: Sequence[int], read: Mapping[str, Tensor], pictures: int
+        self,
+        hosted: HostedModel,
+        ids: Sequence[int],
+        read: Mapping[str, Tensor],
+        digests: tuple[str, ...],
     ) -> Sight:
         """Where the pictures stand in a prompt, from all that the processor made of it."""
         visual = _columns(ids, self.image_ids(hosted))
@@ -92,7 +98,7 @@ class VisionLanguage(Language):
             joint=self.joint(hosted, ids),
             turns=turns,
             offset=offset,
-            pictures=pictures,
+            digests=digests,
         )
 
     def image_ids(self, hosted: HostedModel) -> frozenset[int]:

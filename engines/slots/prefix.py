@@ -1,12 +1,13 @@
 """Keys and values of prompts that were read before, kept by content.
 
 The key of a block of tokens holds all that its keys and values depend on: every token up to its
-end and the pictures among them, the weights' fingerprint, the dtype, the attention implementation,
-and the patch *as it acts on these tokens*. So a steered prefix is never served to a plain row, and
-a row that is steered only behind the prompt shares the plain one. Names of edits are not in it:
-names move. The row's realm is: how long a first token takes tells what was read before, so
-strangers share nothing. What is known never ends inside a picture, and a block ends where a
-picture does: another question about it finds all of it.
+end and the pictures that begin before it, the weights' fingerprint, the dtype, the attention
+implementation, and the patch *as it acts on these tokens*. So a steered prefix is never served to a
+plain row, and a row that is steered only behind the prompt shares the plain one; and a conversation
+that gains a picture finds what it showed before. Names of edits are not in it: names move. The
+row's realm is: how long a first token takes tells what was read before, so strangers share nothing.
+What is known never ends inside a picture, and a block ends where a picture does: another question
+about it finds all of it.
 
 A block that was read in another piece of a prompt differs in the last bits, as any batch does.
 """
@@ -142,11 +143,13 @@ class Prefixes:
             walk = self._walks[row] = _Walk(hashlib.sha256(self._base + realm))
         while len(walk.keys) < blocks:
             first, end = walk.end, self._end(row, walk.end)
+            stop = max(end, row.whole(end))  # it is read together with what stands up to there
             # A block's length stands before it, and the rest is as long for a plain block as for a
             # changed one: no two histories read alike.
-            walk.said.update(array("q", (end - first, *row.tokens[first:end])).tobytes())
+            lengths = (end - first, stop - first)
+            walk.said.update(array("q", (*lengths, *row.tokens[first:stop])).tobytes())
             walk.said.update(row.within(first, end - first).digest.encode())
-            walk.said.update(_pictures(row, end))
+            walk.said.update(_pictures(row, first, stop))
             walk.keys.append(walk.said.hexdigest())
             walk.end = end
         return walk.keys[:blocks]
@@ -179,11 +182,9 @@ class Prefixes:
             yield operation.site
 
 
-def _pictures(row: Row, stop: int) -> bytes:
-    """What the row shows, if any of it stands before that column; as long in every case."""
-    shown = row.shown
-    before = shown is not None and shown.sight.uncut and shown.sight.uncut[0][0] < stop
-    said = shown.sight.digest if shown is not None and before else ""
+def _pictures(row: Row, first: int, stop: int) -> bytes:
+    """What the row begins to show between these columns; as long in every case."""
+    said = "" if row.shown is None else row.shown.sight.told(first, stop)
     return hashlib.sha256(said.encode()).digest()
 
 

@@ -1,7 +1,7 @@
 """What the vision tower saw, kept by content: the same picture is looked at once.
 
-The key holds the pictures as they were processed, the weights' fingerprint, the dtype and the row's
-realm: how long a first token takes tells what was seen before, so strangers share nothing.
+The key holds the pictures and how they are processed, the weights' fingerprint, the dtype and the
+row's realm: how long a first token takes tells what was seen before, so strangers share nothing.
 """
 
 import hashlib

@@ -26,10 +26,14 @@ class Mistral3(MarkedRows):
     model = Mistral3ForConditionalGeneration
 
     def sight(
-        self, hosted: HostedModel, ids: Sequence[int], read: Mapping[str, Tensor], pictures: int
+        self,
+        hosted: HostedModel,
+        ids: Sequence[int],
+        read: Mapping[str, Tensor],
+        digests: tuple[str, ...],
     ) -> Sight:
         """As of every family; BadPart for one visual token alone, which the library cannot see."""
-        found = super().sight(hosted, ids, read, pictures)
+        found = super().sight(hosted, ids, read, digests)
         if len(found.visual) == 1:
             raise BadPart("the picture is one token, and two are the fewest; enlarge it")
         return found

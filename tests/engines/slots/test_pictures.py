@@ -148,6 +148,40 @@ def test_another_picture_or_another_realm_shares_nothing_behind_the_picture(seei
     assert engine.load()["sights_known"] == 0
 
 
+@pytest.mark.parametrize("block", [4, 16])
+def test_a_conversation_that_gains_a_picture_finds_the_one_before(seeing, desk, block):
+    shown, more, other = picture(48, 48, 1), picture(64, 32, 2), picture(64, 32, 3)
+    first = asked(seeing, "the king", shown, "who is it?")
+    second = asked(seeing, "the king", shown, "who is it?", more, "and who is it?")
+    third = asked(seeing, "the king", shown, "who is it?", other, "and who is it?")
+    swapped = asked(seeing, "the king", more, "who is it?", shown, "and who is it?")
+    engine = desk.engine(seeing, block=block, capacity=160)
+    requests = (first, second, third, second, swapped)
+    told = [desk.ask(engine, request)[0] for request in requests]
+    assert [of.ids for of in told] == [alone(seeing, request) for request in requests]
+    cached = [of.last.cached_tokens for of in told]
+    assert cached[0] == 0
+    assert first.sight.spans[0][1] <= cached[1] <= second.sight.spans[1][0]
+    assert cached[1] <= cached[2] <= third.sight.spans[1][0], "the second one is another"
+    assert cached[3] >= second.sight.spans[1][1]
+    assert cached[4] <= swapped.sight.spans[0][0], "they stand the other way round"
+
+
+def test_a_plan_over_two_pictures_finds_neither_of_a_plan_over_one(seeing, desk):
+    """What the second one is written from was read beside the first one unpatched."""
+    shown, more = picture(48, 48, 1), picture(64, 32, 2)
+    first = asked(seeing, shown, "who is it?", patch=BACK)
+    second = asked(seeing, shown, "who is it?", more, "and who is it?", patch=BACK)
+    engine = desk.engine(seeing, block=4, capacity=160)
+    told = [desk.ask(engine, request)[0] for request in (first, second, second)]
+    assert [of.ids for of in told] == [
+        alone(seeing, request) for request in (first, second, second)
+    ]
+    assert told[1].last.cached_tokens <= second.sight.visual[0]
+    assert told[2].last.cached_tokens > second.sight.visual[-1]
+    assert told[1].last.tokens_changed == told[2].last.tokens_changed
+
+
 def test_a_row_whose_picture_cannot_be_seen_fails_alone(seeing, desk, monkeypatch):
     broken = asked(seeing, picture(48, 48, 9), "the king of arda")
     right = asked(seeing, picture(48, 48, 1), "the king of arda")
