@@ -6,10 +6,8 @@ one step between two steps of the rows; this file's thread only talks to the reg
 
 import base64
 import functools
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +28,7 @@ from service.errors import BadRequest, Crashed, UnknownKey, UnknownMethod
 from service.lineage import descended, newest
 from service.pictures_in import picture_bytes
 from service.problems import problem_of
+from service.processes import is_gone, worker_name
 from service.registry import Registry
 from service.registry.errors import LeaseLost
 from service.registry.records import Job
@@ -209,7 +208,7 @@ class JobRunner:
     ) -> None:
         self.bench, self.registry, self.settings = bench, registry, settings
         self.tasks = tasks
-        self.worker = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self.worker = worker_name()
         self.log = structlog.get_logger("tiller.jobs")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name=f"jobs-{bench.name}", daemon=True)
@@ -232,6 +231,7 @@ class JobRunner:
                     list(self.tasks),
                     [self.bench.name],
                     self.settings.lease_seconds,
+                    gone=is_gone,
                 )
             except Exception:
                 self.log.exception("lease_failed")

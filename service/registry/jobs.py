@@ -6,7 +6,7 @@ it has been begun `Limits.attempts` times.
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +47,10 @@ WAITED_TOO_LONG = {
     "remedy": "Check that its model is hosted and its workers run. Then ask again.",
     "param": None,
 }
+
+
+def _nobody(_worker: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +118,26 @@ class Jobs:
             return _as_job(row, ())
 
     def lease(
-        self, worker: str, kinds: Sequence[str], models: Sequence[str], seconds: float
+        self,
+        worker: str,
+        kinds: Sequence[str],
+        models: Sequence[str],
+        seconds: float,
+        *,
+        gone: Callable[[str], bool] = _nobody,
     ) -> Job | None:
         """Begin the oldest job of these kinds and models, for so many seconds; None if none waits.
 
         Looks after overdue jobs of everybody on the way: lost workers' jobs are queued again, or
         end as failed.
+
+        Args:
+            worker: Who begins it.
+            kinds: What it knows how to do.
+            models: Whose jobs it takes.
+            seconds: How long it may be silent.
+            gone: Whether a worker is known to have ended: its jobs are overdue at once. Where it
+                cannot know, it says no.
 
         Raises:
             BadRecord: Not a time span.
@@ -128,11 +146,12 @@ class Jobs:
         if not 0 < seconds < math.inf:
             raise BadRecord("seconds", f"{seconds} is not a time span")
         wanted = sa.and_(jobs.c.state == "queued", jobs.c.kind.in_(kinds), jobs.c.model.in_(models))
-        if not self._worth_locking(wanted):
+        lost = self._lost(gone)
+        if not lost and not self._worth_locking(wanted):
             return None
         with self.index.working() as connection:
             at = self.index.now(connection)
-            self._sweep(connection, at)
+            self._sweep(connection, at, lost)
             query = sa.select(jobs).where(wanted).order_by(jobs.c.seq).limit(1)
             row = connection.execute(query.with_for_update(skip_locked=True)).first()
             if row is None:
@@ -149,6 +168,13 @@ class Jobs:
             row = self._tell(connection, at, row, changes, f"begun by {worker}")
             return _as_job(row, _lines(connection, row.seq))
 
+    def _lost(self, gone: Callable[[str], bool]) -> list[str]:
+        """Workers of running jobs that have ended."""
+        running = sa.select(jobs.c.worker).where(jobs.c.state == "running").distinct()
+        with self.index.reading() as connection:
+            workers = connection.execute(running.limit(_SWEPT)).scalars().all()
+        return [worker for worker in workers if worker and gone(worker)]
+
     def _worth_locking(self, wanted: sa.ColumnElement[bool]) -> bool:
         """An idle worker that polls takes no lock."""
         with self.index.reading() as connection:
@@ -156,8 +182,10 @@ class Jobs:
             query = sa.select(jobs.c.seq).where(sa.or_(wanted, overdue)).limit(1)
             return connection.execute(query).first() is not None
 
-    def _sweep(self, connection: Connection, at: float) -> None:
-        query = sa.select(jobs).where(_overdue(at)).order_by(jobs.c.seq).limit(_SWEPT)
+    def _sweep(self, connection: Connection, at: float, lost: Sequence[str]) -> None:
+        abandoned = sa.and_(jobs.c.state == "running", jobs.c.worker.in_(lost))
+        overdue = sa.or_(_overdue(at), abandoned) if lost else _overdue(at)
+        query = sa.select(jobs).where(overdue).order_by(jobs.c.seq).limit(_SWEPT)
         for row in connection.execute(query.with_for_update(skip_locked=True)).all():
             if row.state == "queued":
                 self._tell(connection, at, row, _over(at, "failed", WAITED_TOO_LONG), "")

@@ -137,6 +137,25 @@ def test_a_killed_workers_job_is_taken_over(registry, nursery, index_url, blobs_
     assert registry.jobs.finish(job.id, "w2", {}).state == "succeeded"
 
 
+def test_a_job_of_a_worker_that_is_known_to_be_gone_waits_for_no_lease(registry, opened):
+    """A live worker's job is left alone, whoever asks, and one of two takes what is lost."""
+    lost, live = create(registry), create(registry)
+    assert lease(registry, "dead").id == lost.id and lease(registry, "alive").id == live.id
+    other = opened()  # a second service of the same registry
+
+    def ask(of, worker, gone):
+        return of.jobs.lease(worker, ["fit"], ["sd"], FOREVER, gone=gone)
+
+    assert ask(other, "w3", lambda _: False) is None
+    taken = ask(registry, "w2", lambda worker: worker == "dead")
+    assert (taken.id, taken.worker, taken.attempts) == (lost.id, "w2", 2)
+    assert "its worker was lost" in taken.log
+    assert ask(other, "w3", lambda worker: worker == "dead") is None
+    assert registry.jobs.get(live.id).worker == "alive"
+    with pytest.raises(errors.LeaseLost):
+        registry.jobs.heartbeat(lost.id, "dead", 0.5, "value")
+
+
 def test_a_job_that_loses_every_worker_fails_and_is_never_stuck(opened):
     registry = opened(Limits(attempts=2))
     job = create(registry)
