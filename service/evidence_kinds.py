@@ -165,7 +165,8 @@ def _circuit(subject: Subject) -> Work:
     if found.settings.way == "greedy":
         # MIB's evaluator takes the best edges of a score file and never grows a circuit.
         with TemporaryDirectory(prefix="tiller-memberships-") as name:
-            files.write_grown(Path(name), found.graph, found.scores)
+            parity = found.settings.quirks
+            files.write_grown(Path(name), found.graph, found.scores, parity)
             made["memberships.zip"] = zipped(_read(Path(name)))
     return Found(
         report=found.as_dict(), files={**made, "importances.safetensors": found.importances()}
