@@ -240,12 +240,13 @@ class PicturesMiscounted(Refusal):
 class BadPart(Refusal):
     """A part of a message that is not read: a video, or a text that plays a picture."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(
-            f"A part of the messages is not read: {why}.",
-            remedy="Send texts, and pictures as image parts.",
-            param="messages",
-        )
+    def __init__(
+        self,
+        why: str,
+        param: str = "messages",
+        remedy: str = "Send texts, and pictures as image parts.",
+    ) -> None:
+        super().__init__(f"A part of the messages is not read: {why}.", remedy=remedy, param=param)
 
 
 class SubjectNotFound(Refusal):

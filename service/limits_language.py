@@ -6,6 +6,7 @@ Each refusal names the key.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from models.errors import BadPart
 from service.backpatching import KIND, is_backpatch
 from service.errors import BadRequest, BadSteering, NotOffered, TooMuch
 from service.limits import check_edits, within
@@ -22,6 +23,7 @@ def check_chat(body: ChatBody, limits: Limits) -> None:
 
     Raises:
         NotOffered: Tools, parts that are no texts and no pictures, other formats than text.
+        BadPart: A video.
         TooMuch: Naming the key, what was asked and the limit.
     """
     for param, reason in _unoffered(body):
@@ -187,30 +189,35 @@ def _unread(message: Message, where: str) -> Iterator[tuple[str, str]]:
 
 def _of_part(part: Part, role: str, where: str) -> Iterator[tuple[str, str]]:
     """What a part has that is not read; BadRequest for one that does not say what it is."""
-    if part.type not in _PARTS:
+    if part.type in _VIDEOS:
+        raise BadPart(
+            "videos are not taken",
+            where,
+            remedy="Send some of its frames as pictures, each an `image_url` part.",
+        )
+    if part.type not in _WRITTEN:
         yield where, f"models read texts and pictures, no parts of the type {part.type!r}."
         return
-    key, other = _PARTS[part.type]
-    if getattr(part, key) is None:
-        raise BadRequest(
-            f"{where} has no {key}.", remedy=f"Write {_WRITTEN[key]}.", param=f"{where}.{key}"
-        )
-    if getattr(part, other) is not None:
-        raise BadRequest(
-            f"{where} is of the type {part.type!r}; its {other} would be ignored.",
-            remedy="Send it as a part of its own.",
-            param=f"{where}.{other}",
-        )
+    if getattr(part, part.type) is None:
+        problem, remedy = f"{where} has no {part.type}.", f"Write {_WRITTEN[part.type]}."
+        raise BadRequest(problem, remedy=remedy, param=f"{where}.{part.type}")
+    for other in Part.model_fields.keys() - {"type", part.type}:
+        if getattr(part, other) is not None:
+            raise BadRequest(
+                f"{where} is of the type {part.type!r}; its {other} would be ignored.",
+                remedy="Send it as a part of its own.",
+                param=f"{where}.{other}",
+            )
     if part.image_url is not None and role != "user":
         yield where, f"chat templates have no place for a picture of the {role}."
 
 
-_PARTS = {"text": ("text", "image_url"), "image_url": ("image_url", "text")}
-"""By type the key that a part has, and the one that it has not."""
+_VIDEOS = ("video_url", "video")
 _WRITTEN = {
     "text": '{"type": "text", "text": "..."}',
     "image_url": '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}',
 }
+"""By type, which is also the key that it has, a part that is read."""
 
 
 def _alone(entry: PresetUse, where: str) -> None:

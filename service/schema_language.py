@@ -43,6 +43,11 @@ class Part(Lenient):
     type: Annotated[str, Field(max_length=64)]
     text: Written | None = None
     image_url: ImageUrl | None = None
+    video_url: JsonValue = None
+    """These are refused by what they are, not as unknown keys."""
+    video: JsonValue = None
+    input_audio: JsonValue = None
+    file: JsonValue = None
 
 
 def _parts(value: object) -> object:

@@ -22,6 +22,7 @@ from service.resolving import Resolver
 from service.schema import Body
 from service.schema_steering import Entry, Features, KeptPlan, KeptSteering, Together
 from service.workbench import Workbench
+from steerers.errors import BadBackPatch
 
 
 def _content(version: Version) -> dict[str, Any]:
@@ -70,8 +71,12 @@ class PresetBody(Body):
 async def put_preset(
     request: Request, name: PathName, body: PresetBody, bench: Bench, caller: Writer
 ) -> JSONResponse:
-    """Keep what the body says as the name's next version; the same content is the same version."""
+    """Keep what the body says as the name's next version; the same content is the same version.
+
+    A plan of back-patching names its tokens `visual` or `reference`: numbers fit one prompt only.
+    """
     check_steering([body.entry], bench.settings.limits)
+    _check_positions(body)
     host = bench.host(body.model)
     card = await host.card()
     orders = await asyncio.to_thread(_orders, bench, caller.tenant, body)
@@ -90,6 +95,19 @@ async def put_preset(
     )
     location = {"Location": PRESET.address(version)}
     return reply(request, PRESET.version_body(version), 201, location)
+
+
+def _check_positions(body: PresetBody) -> None:
+    """BadBackPatch for a plan that names tokens by number: they are those of one prompt."""
+    entry: Any = body.entry
+    if getattr(entry, "kind", None) != KIND or isinstance(entry.positions, str):
+        return
+    place = "steering" if body.backpatch is None else "backpatch"
+    raise BadBackPatch(
+        "A preset is used with many prompts, and numbers name the tokens of one.",
+        f"{place}.positions",
+        "Use `visual` or `reference`; send numbers with the request that they belong to.",
+    )
 
 
 def _orders(bench: Workbench, tenant: str, body: PresetBody) -> tuple[SteeringOrder, ...]:

@@ -320,6 +320,19 @@ def test_a_preset_of_a_plan_is_one_or_the_other_and_is_tried_when_it_is_put(seei
     assert blind.status_code == 422
 
 
+def test_a_preset_does_not_number_tokens_which_fit_one_prompt(seeing):
+    numbered = {**BEST, "positions": [2, 3, 5]}
+    told = put(seeing, "numbered", backpatch=numbered)
+    assert (told.status_code, told.json()["code"]) == (422, "bad_back_patch")
+    assert told.json()["param"] == "backpatch.positions"
+    assert "visual" in told.json()["remedy"]
+    told = put(seeing, "numbered", steering={"kind": "back_patch", **numbered})
+    assert (told.json()["code"], told.json()["param"]) == ("bad_back_patch", "steering.positions")
+    assert seeing.get("/v1/presets/numbered").status_code == 404
+    kept = put(seeing, "by-name", backpatch={**BEST, "positions": "reference"})
+    assert kept.json()["backpatch"]["positions"] == "reference"
+
+
 def test_a_calibration_is_part_of_a_version_and_other_weights_refuse_it(seer, seeing):
     fingerprint = seeing.get(f"/v1/models/{SEER}").json()["fingerprint"]
     found = {"gain": 0.1, "interval": [0.02, 0.18], "control": 0.0, "data": "sha256:1"}

@@ -178,8 +178,22 @@ def test_what_is_not_seen_is_refused_by_its_key(seeing, parts, code, param):
         (asking(PHOTO, role="assistant"), "not_offered", "messages[0].content[0]"),
         (asking(PHOTO, role="system"), "not_offered", "messages[0].content[0]"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "bad_request", None),
-        ({"role": "user", "content": [{"type": "video_url"}]}, "not_offered", None),
-        ({"role": "user", "content": [{"type": "input_audio"}]}, "not_offered", None),
+        *(
+            ({"role": "user", "content": [part]}, code, "messages[0].content[0]")
+            for code, part in (
+                ("bad_part", {"type": "video_url"}),
+                ("bad_part", {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,"}}),
+                ("bad_part", {"type": "video", "video": ["a.png", "b.png"]}),
+                ("not_offered", {"type": "input_audio"}),
+                ("not_offered", {"type": "input_audio", "input_audio": {"data": "", "format": ""}}),
+                ("not_offered", {"type": "file", "file": {"file_id": "1"}}),
+            )
+        ),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a", "video_url": {}}]},
+            "bad_request",
+            "messages[0].content[0].video_url",
+        ),
         (
             {"role": "user", "content": [{**asking(PHOTO)["content"][0], "text": "lost"}]},
             "bad_request",
@@ -196,6 +210,7 @@ def test_parts_that_say_something_else_are_refused(seeing, message, code, param)
     told = refused(seeing, [message])
     assert told["code"] == code
     assert param is None or told["param"] == param
+    assert code != "bad_part" or "frames" in told["message"]
 
 
 def test_a_refused_picture_leaves_the_service_as_it_was(seer, seeing):
