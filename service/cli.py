@@ -117,10 +117,13 @@ def serve(
     local: Annotated[bool, typer.Option("--local", help="One process, no Ray.")] = False,
     port: Annotated[int | None, typer.Option(help="Default 8311.")] = None,
     host: Annotated[str | None, typer.Option(help="Default 127.0.0.1.")] = None,
+    until_stdin_closes: Annotated[
+        bool, typer.Option("--until-stdin-closes", help="End with the process that started it.")
+    ] = False,
 ) -> None:
     """Serve the configured models, or the embedded miniature."""
     from service.settings import Settings
-    from service.signals import stop_on_signals
+    from service.signals import stop_on_signals, stop_with_parent
 
     environment = dict(os.environ)
     if port is not None:
@@ -130,6 +133,8 @@ def serve(
     settings = Settings.read(environment, config)
     stop = threading.Event()
     stop_on_signals(stop)
+    if until_stdin_closes:
+        stop_with_parent(stop)
     if local:
         from service.local import serve as run
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx2
 
 from service.client import TillerError
+from service.signals import ending_cleanly
 
 START_SECONDS, STOP_SECONDS = 480.0, 90.0
 
@@ -20,6 +21,9 @@ START_SECONDS, STOP_SECONDS = 480.0, 90.0
 @contextmanager
 def serving(home: Path, *, local: bool, config: Path | None = None) -> Iterator[str]:
     """Run `tiller serve` with its state in `home`, ready; yield its address; stop it cleanly.
+
+    However this process ends, the service ends with it: it reads a pipe that only this process
+    writes to.
 
     Args:
         home: The service's state folder; its log is `serve.log` there.
@@ -34,17 +38,24 @@ def serving(home: Path, *, local: bool, config: Path | None = None) -> Iterator[
     url = f"http://127.0.0.1:{port}"
     log = home / "serve.log"
     command = [sys.executable, "-c", "from service.cli import main; main()", "serve"]
-    command += ["--port", str(port), *(["--local"] if local else [])]
+    command += ["--until-stdin-closes", "--port", str(port), *(["--local"] if local else [])]
     command += ["--config", str(config)] if config else []
-    with log.open("wb") as output:
+    with log.open("wb") as output, ending_cleanly():
         child = subprocess.Popen(  # noqa: S603 - our own program
-            command, stdout=output, stderr=output, env=_environment(home), start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=_environment(home),
+            start_new_session=True,
         )
         try:
             _await_ready(url, child, log)
             yield url
         finally:
             stop(child)
+            assert child.stdin is not None  # noqa: S101 - a pipe was asked for
+            child.stdin.close()
 
 
 def free_port() -> int:
