@@ -12,6 +12,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from urllib.parse import quote
 
 import httpx2
 
@@ -114,9 +115,23 @@ def matching(generation: int | None) -> dict[str, str]:
     return {} if generation is None else {"If-Match": f'"{generation}"'}
 
 
+def at(path: str, *names: str | int) -> str:
+    """The path with names of the caller's in its gaps (`{}`), each as one segment, quoted.
+
+    Raises:
+        TillerError: A name that no segment can be: it would lead elsewhere.
+    """
+    for name in names:
+        if str(name) in ("", ".", ".."):
+            raise TillerError(
+                f"{str(name)!r} is no name.", remedy="Name one that there is.", code="bad_name"
+            )
+    return path.format(*(quote(str(name), safe="") for name in names))
+
+
 def show_model(name: str) -> Call[Json]:
     """Family, fingerprint, sites, methods that apply."""
-    return Call(method="GET", path=f"/v1/models/{name}", read=as_json)
+    return Call(method="GET", path=at("/v1/models/{}", name), read=as_json)
 
 
 class Sends(Protocol):

@@ -38,6 +38,7 @@ from service.calls import (
     as_bytes,
     as_data,
     as_json,
+    at,
     error_of,
     given,
     later,
@@ -130,7 +131,7 @@ def _list_edits(*, limit: int = 100, after: str | None = None) -> Call[list[Json
 
 def _show_edit(name: str, version: int | None = None) -> Call[Json]:
     """An edit with its aliases and versions, or one version with its report."""
-    path = f"/v1/edits/{name}" + ("" if version is None else f"/versions/{version}")
+    path = at("/v1/edits/{}", name) + ("" if version is None else at("/versions/{}", version))
     return Call(method="GET", path=path, read=as_json)
 
 
@@ -145,7 +146,7 @@ def _promote(
     """Point an alias to a version; with `if_match`, only from that generation."""
     return Call(
         method="PUT",
-        path=f"/v1/edits/{name}/aliases/{alias}",
+        path=at("/v1/edits/{}/aliases/{}", name, alias),
         read=as_json,
         json={"version": version, "force": force},
         headers=matching(if_match),
@@ -154,18 +155,18 @@ def _promote(
 
 def _rollback(name: str, *, alias: str = "live", if_match: int | None = None) -> Call[Json]:
     """Point an alias to where it pointed before."""
-    path = f"/v1/edits/{name}/aliases/{alias}/rollback"
+    path = at("/v1/edits/{}/aliases/{}/rollback", name, alias)
     return Call(method="POST", path=path, read=as_json, headers=matching(if_match))
 
 
 def _retire(name: str, version: int) -> Call[Json]:
     """Take a version out of use; refused while something points to it."""
-    return Call(method="DELETE", path=f"/v1/edits/{name}/versions/{version}", read=as_json)
+    return Call(method="DELETE", path=at("/v1/edits/{}/versions/{}", name, version), read=as_json)
 
 
 def _export(name: str, version: int, *, form: str = "safetensors") -> Call[bytes]:
     """The delta's bytes: `safetensors`, `peft` (zip) or `diffusers`."""
-    path = f"/v1/edits/{name}/versions/{version}/delta"
+    path = at("/v1/edits/{}/versions/{}/delta", name, version)
     return Call(method="GET", path=path, read=as_bytes, query={"format": form})
 
 
@@ -183,12 +184,12 @@ def _list_jobs(*, limit: int = 100, after: str | None = None) -> Call[list[Json]
 
 def _show_job(job: str) -> Call[Json]:
     """State, progress, log, result or problem."""
-    return Call(method="GET", path=f"/v1/jobs/{job}", read=as_json)
+    return Call(method="GET", path=at("/v1/jobs/{}", job), read=as_json)
 
 
 def _cancel_job(job: str) -> Call[Json]:
     """Stop a job at its next step."""
-    return Call(method="DELETE", path=f"/v1/jobs/{job}", read=as_json)
+    return Call(method="DELETE", path=at("/v1/jobs/{}", job), read=as_json)
 
 
 def _list_models() -> Call[list[Json]]:
@@ -204,12 +205,12 @@ def _list_variants() -> Call[list[Json]]:
 def _put_variant(name: str, *, model: str, edits: Sequence[str | Json]) -> Call[Json]:
     """A model and edits under one name."""
     body = {"model": model, "edits": list(edits)}
-    return Call(method="PUT", path=f"/v1/variants/{name}", read=as_json, json=body)
+    return Call(method="PUT", path=at("/v1/variants/{}", name), read=as_json, json=body)
 
 
 def _delete_variant(name: str) -> Call[Json]:
     """Forget a variant; its edits stay."""
-    return Call(method="DELETE", path=f"/v1/variants/{name}", read=as_json)
+    return Call(method="DELETE", path=at("/v1/variants/{}", name), read=as_json)
 
 
 def _create_key(name: str, *, scopes: Sequence[str], days: int | None = None) -> Call[Json]:
@@ -225,7 +226,7 @@ def _list_keys() -> Call[list[Json]]:
 
 def _revoke_key(key: str) -> Call[Json]:
     """The key stops working."""
-    return Call(method="DELETE", path=f"/v1/keys/{key}", read=as_json)
+    return Call(method="DELETE", path=at("/v1/keys/{}", key), read=as_json)
 
 
 def _ready() -> Call[Json]:
@@ -384,7 +385,7 @@ class _Follow:
     """A stream of server-sent events that continues where it broke."""
 
     def __init__(self, job: str) -> None:
-        self.path, self.last, self.over, self.tries = f"/v1/jobs/{job}/events", "0", False, 0
+        self.path, self.last, self.over, self.tries = at("/v1/jobs/{}/events", job), "0", False, 0
 
     @property
     def headers(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from service.calls import Async, Call, Json, Sync, as_bytes, as_data, as_json, given, later, now
+from service.calls import Async, Call, Json, Sync, as_bytes, as_data, as_json, at, given, later, now
 
 _PATH = "/v1/backpatch/calibrations"
 
@@ -87,12 +87,12 @@ def _list_calibrations(*, limit: int = 100, after: str | None = None) -> Call[li
 
 def _show_calibration(calibration: str) -> Call[Json]:
     """The verdict, the report, and the names of its files."""
-    return Call(method="GET", path=f"{_PATH}/{calibration}", read=as_json)
+    return Call(method="GET", path=at(_PATH + "/{}", calibration), read=as_json)
 
 
 def _artifact(calibration: str, name: str) -> Call[bytes]:
     """One of its files: `report.md`, `report.json`, `grid-image.png`, `grid-text.png`."""
-    return Call(method="GET", path=f"{_PATH}/{calibration}/{name}", read=as_bytes)
+    return Call(method="GET", path=at(_PATH + "/{}/{}", calibration, name), read=as_bytes)
 
 
 class BackPatch(Sync):

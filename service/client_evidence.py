@@ -11,6 +11,7 @@ from service.calls import (
     as_bytes,
     as_data,
     as_json,
+    at,
     given,
     later,
     now,
@@ -59,12 +60,12 @@ def _list_datasets(*, limit: int = 100, after: str | None = None) -> Call[list[J
 
 def _show_dataset(dataset: str) -> Call[Json]:
     """How it was made, and which rows fell out."""
-    return Call(method="GET", path=f"/v1/datasets/{dataset}", read=as_json)
+    return Call(method="GET", path=at("/v1/datasets/{}", dataset), read=as_json)
 
 
 def _dataset_rows(dataset: str) -> Call[Json]:
     """All its rows."""
-    return Call(method="GET", path=f"/v1/datasets/{dataset}/rows", read=as_json)
+    return Call(method="GET", path=at("/v1/datasets/{}/rows", dataset), read=as_json)
 
 
 def _start(  # noqa: PLR0913 - the request's keys
@@ -104,12 +105,12 @@ def _list_evaluations(*, limit: int = 100, after: str | None = None) -> Call[lis
 
 def _show_evaluation(evaluation: str) -> Call[Json]:
     """The report, and the names of its files."""
-    return Call(method="GET", path=f"/v1/evaluations/{evaluation}", read=as_json)
+    return Call(method="GET", path=at("/v1/evaluations/{}", evaluation), read=as_json)
 
 
 def _artifact(evaluation: str, name: str) -> Call[bytes]:
     """One of its files."""
-    path = f"/v1/evaluations/{evaluation}/artifacts/{name}"
+    path = at("/v1/evaluations/{}/artifacts/{}", evaluation, name)
     return Call(method="GET", path=path, read=as_bytes)
 
 
@@ -121,7 +122,7 @@ def _export(
 ) -> Call[bytes]:
     """A zip in the layout of MIB's submissions."""
     body = given({"format": format, "task": task, "model": model})
-    path = f"/v1/evaluations/{evaluation}/export"
+    path = at("/v1/evaluations/{}/export", evaluation)
     return Call(method="POST", path=path, read=as_bytes, json=body)
 
 

@@ -10,6 +10,7 @@ from service.calls import (
     as_bytes,
     as_data,
     as_json,
+    at,
     given,
     later,
     matching,
@@ -26,7 +27,9 @@ def _list_saes() -> Call[list[Json]]:
 
 def _show_sae(sae: str, *, model: str | None = None) -> Call[Json]:
     """One dictionary: size, site, digest, how much of it is scored."""
-    return Call(method="GET", path=f"/v1/saes/{sae}", read=as_json, query=given({"model": model}))
+    return Call(
+        method="GET", path=at("/v1/saes/{}", sae), read=as_json, query=given({"model": model})
+    )
 
 
 def _find_features(  # noqa: PLR0913 - the request's keys
@@ -52,7 +55,7 @@ def _find_features(  # noqa: PLR0913 - the request's keys
         "after": after,
         "model": model,
     }
-    path = f"/v1/saes/{sae}/features"
+    path = at("/v1/saes/{}/features", sae)
     return Call(method="GET", path=path, read=as_json, query=given(query))
 
 
@@ -60,8 +63,9 @@ def _show_feature(
     sae: str, feature: int, *, settings: str | None = None, model: str | None = None
 ) -> Call[Json]:
     """One feature: tokens, scores (taken now if need be), snippets."""
-    path, query = f"/v1/saes/{sae}/features/{feature}", {"settings": settings, "model": model}
-    return Call(method="GET", path=path, read=as_json, query=given(query))
+    path = at("/v1/saes/{}/features/{}", sae, feature)
+    query = given({"settings": settings, "model": model})
+    return Call(method="GET", path=path, read=as_json, query=query)
 
 
 def _score(
@@ -75,7 +79,7 @@ def _score(
     asked = {"features": None if features is None else list(features), "settings": settings}
     return Call(
         method="POST",
-        path=f"/v1/saes/{sae}/scores",
+        path=at("/v1/saes/{}/scores", sae),
         read=as_json,
         json=given(asked),
         query=given({"model": model}),
@@ -89,7 +93,7 @@ def _label(
     told = [{"feature": feature, "label": text} for feature, text in labels.items()]
     return Call(
         method="PUT",
-        path=f"/v1/saes/{sae}/labels",
+        path=at("/v1/saes/{}/labels", sae),
         read=as_json,
         json={"labels": told, "source": source},
         query=given({"model": model}),
@@ -112,7 +116,7 @@ def _snippets(
     }
     return Call(
         method="POST",
-        path=f"/v1/saes/{sae}/snippets",
+        path=at("/v1/saes/{}/snippets", sae),
         read=as_json,
         json=given(asked),
         query=given({"model": model}),
@@ -158,7 +162,7 @@ def _listing(path: str) -> Callable[..., Call[list[Json]]]:
 def _showing(path: str) -> Callable[..., Call[Json]]:
     def show(name: str, version: int | None = None) -> Call[Json]:
         """A name with its aliases and versions, or one version."""
-        where = f"{path}/{name}" + ("" if version is None else f"/versions/{version}")
+        where = at(path + "/{}", name) + ("" if version is None else at("/versions/{}", version))
         return Call(method="GET", path=where, read=as_json)
 
     return show
@@ -171,7 +175,7 @@ def _promoting(path: str) -> Callable[..., Call[Json]]:
         """Point an alias to a version; with `if_match`, only from that generation."""
         return Call(
             method="PUT",
-            path=f"{path}/{name}/aliases/{alias}",
+            path=at(path + "/{}/aliases/{}", name, alias),
             read=as_json,
             json={"version": version},
             headers=matching(if_match),
@@ -183,7 +187,7 @@ def _promoting(path: str) -> Callable[..., Call[Json]]:
 def _rolling_back(path: str) -> Callable[..., Call[Json]]:
     def rollback(name: str, *, alias: str = "live", if_match: int | None = None) -> Call[Json]:
         """Point an alias to where it pointed before."""
-        where = f"{path}/{name}/aliases/{alias}/rollback"
+        where = at(path + "/{}/aliases/{}/rollback", name, alias)
         return Call(method="POST", path=where, read=as_json, headers=matching(if_match))
 
     return rollback
@@ -192,7 +196,7 @@ def _rolling_back(path: str) -> Callable[..., Call[Json]]:
 def _retiring(path: str) -> Callable[..., Call[Json]]:
     def retire(name: str, version: int) -> Call[Json]:
         """Take a version out of use; refused while something points to it."""
-        return Call(method="DELETE", path=f"{path}/{name}/versions/{version}", read=as_json)
+        return Call(method="DELETE", path=at(path + "/{}/versions/{}", name, version), read=as_json)
 
     return retire
 
@@ -202,7 +206,7 @@ def _put_preset(
 ) -> Call[Json]:
     """Keep steering, or a plan of back-patching, as a request has it, as the next version."""
     body = given({"model": model, "steering": steering, "backpatch": backpatch})
-    return Call(method="PUT", path=f"/v1/presets/{name}", read=as_json, json=body)
+    return Call(method="PUT", path=at("/v1/presets/{}", name), read=as_json, json=body)
 
 
 def _learn_vector(  # noqa: PLR0913 - the request's keys
@@ -239,7 +243,7 @@ def _import_vector(
 
 def _export_vector(name: str, version: int) -> Call[bytes]:
     """The safetensors file."""
-    path = f"/v1/vectors/{name}/versions/{version}/file"
+    path = at("/v1/vectors/{}/versions/{}/file", name, version)
     return Call(method="GET", path=path, read=as_bytes)
 
 
