@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,13 @@ class Pupil:
     rates: list[float] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, tokenizer: Any, device: str, lesson: Lesson, shape: Shape) -> "Pupil":
-        """A random model on its device, with its optimisers."""
+    def begin(
+        cls, tokenizer: Any, device: str, lesson: Lesson, shape: Shape, learns: str = ""
+    ) -> "Pupil":
+        """A random model on its device, or an earlier round's.
+
+        It learns where a parameter's name has `learns` in it, and is frozen elsewhere.
+        """
         torch.manual_seed(lesson.seed)
         model: Any = small_qwen(tokenizer, shape)
         if lesson.start:
@@ -117,21 +122,25 @@ class Pupil:
         if device == "cpu":
             model.set_attn_implementation("eager")  # SDPA's bf16 backward is slow on a CPU
         model.to(device)
-        named = list(model.named_parameters())
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(learns in name)
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         matrices = [(n, p) for n, p in named if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in named if p.ndim != 2 or "embed" in n]
         decay = lesson.weight_decay
-        optimisers = [
-            *(  # the tower apart: it has no gradients while all is text
-                BatchedMuon(part, lesson.muon_rate, weight_decay=decay)
-                for part in (
-                    [p for n, p in matrices if ".visual." in n],
-                    [p for n, p in matrices if ".visual." not in n],
-                )
-            ),
-            torch.optim.AdamW(others, lesson.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        muons = [  # the tower apart: it has no gradients while all is text
+            BatchedMuon(part, lesson.muon_rate, weight_decay=decay)
+            for part in (
+                [p for n, p in matrices if ".visual." in n],
+                [p for n, p in matrices if ".visual." not in n],
+            )
+            if part
         ]
-        rates = [lesson.muon_rate, lesson.muon_rate, lesson.rate]
+        adam = torch.optim.AdamW(
+            others, lesson.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        )
+        optimisers: list[torch.optim.Optimizer] = [*muons, adam]
+        rates = [lesson.muon_rate] * len(muons) + [lesson.rate]
         pupil = cls(model.train(), device, lesson, optimisers, rates)
         if lesson.compiled:
             model.model.language_model.compile()
@@ -143,14 +152,22 @@ class Pupil:
             for group in optimiser.param_groups:
                 group["lr"] = rate * schedule(share, self.lesson.warmup)
         self.model.zero_grad(set_to_none=True)
-        with torch.autocast(self.device, torch.bfloat16):
-            logits, targets, weights = answer_logits(self.model, picked)
-        each = torch.nn.functional.cross_entropy(logits.float().mT, targets, reduction="none")
-        loss = (each * weights).sum() / weights.sum()
-        loss.backward()
+        whole = sum(rows.weights[index].sum() for rows, index in picked)
+        # a CPU gains nothing from a wide batch and pays for its padding
+        parts = [[one] for one in picked] if self.device == "cpu" else [picked]
+        losses = [self._backward(part, whole) for part in parts]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
+        return torch.stack(losses).sum()
+
+    def _backward(self, picked: Picked, whole: Tensor | float) -> Tensor:
+        """Gradients of some of a batch's rows, whose answers weigh `whole` in all; their loss."""
+        with torch.autocast(self.device, torch.bfloat16):
+            logits, targets, weights = answer_logits(self.model, picked)
+        each = torch.nn.functional.cross_entropy(logits.float().mT, targets, reduction="none")
+        loss = (each * weights).sum() / whole
+        loss.backward()
         return loss.detach()
 
     def judged(self, held: list[Rows]) -> "Accuracy":
@@ -174,12 +191,14 @@ class Course:
     rows: list[Rows]
     lesson: Lesson
     device: str
+    shares: Mapping[str, float]
+    """Of a batch, by task, in either modality."""
 
     def picked(self, step: int, share: float) -> Picked:
         """Rows of one batch, drawn on the device."""
         seen = 0.0 if share < self.lesson.text_first else self.lesson.image_share
         parts: Picked = []
-        for task, weight in (SECOND if self.lesson.start else SHARES).items():
+        for task, weight in self.shares.items():
             sizes = [r for r in self.rows if r.task == task and r.size is not None]
             words = [r for r in self.rows if r.task == task and r.size is None]
             for rows, part in ((sizes[step % len(sizes)], seen), (words[0], 1 - seen)):
@@ -246,18 +265,35 @@ def train(
     yield {"drawn": sum(counts.values()), "seconds": round(time.monotonic() - began, 1)}
     rows = [one.to(device) for one in drawn]
     held = [one.to(device) for one in held_out_rows(tokenizer, lesson.judged)]
-    pupil, course = Pupil.begin(tokenizer, device, lesson, shape), Course(rows, lesson, device)
-    best, steps, loss = -1.0, 0, torch.zeros(())
-    began = told = time.monotonic()
-    while (
-        share := (time.monotonic() - began) / lesson.seconds
-    ) < 1 or told < began + lesson.seconds:
+    pupil = Pupil.begin(tokenizer, device, lesson, shape)
+    course = Course(rows, lesson, device, SECOND if lesson.start else SHARES)
+    settings = {**asdict(lesson), **asdict(shape)}
+    yield from learn(folder, tokenizer, pupil, course, held, settings)
+
+
+def learn(
+    folder: Path,
+    tokenizer: Any,
+    pupil: Pupil,
+    course: Course,
+    held: list[Rows],
+    settings: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Learn for as long as the lesson lasts; yields what is to be reported.
+
+    The best model by held-out accuracy is what `folder` holds in the end, with its `settings`. On a
+    CPU the seconds are the process's own, whatever else the machine does.
+    """
+    now = time.process_time if pupil.device == "cpu" else time.monotonic
+    lesson, best, steps, loss = pupil.lesson, -1.0, 0, torch.zeros(())
+    began = told = now()
+    while (share := (now() - began) / lesson.seconds) < 1 or told < began + lesson.seconds:
         if share < 1:
             loss, steps = pupil.step(course.picked(steps, share), share), steps + 1
-            if time.monotonic() - told < lesson.report:
+            if now() - told < lesson.report:
                 continue
         found = pupil.judged(held)
-        told = time.monotonic()
+        told = now()
         figures = {
             "accuracy": found,
             "judged": lesson.judged,
@@ -265,7 +301,7 @@ def train(
             "mean": round(mean(found), 4),
             "seconds": round(told - began, 1),
             "seed": lesson.seed,
-            "settings": {**asdict(lesson), **asdict(shape)},
+            "settings": settings,
             "steps": steps,
         }
         if lesson.start:

@@ -15,6 +15,7 @@ from miniature.training.muon import BatchedMuon
 from miniature.training.vision_language import (
     FIRST_ROUND,
     SECOND_ROUND,
+    SHARES,
     Course,
     Lesson,
     Pupil,
@@ -155,6 +156,19 @@ def test_a_few_steps_learn(tokenizer):
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_a_batch_in_parts_is_the_batch(tokenizer):
+    picked = [(r, torch.arange(2)) for r in rows_of(some("scene", "train", 30), tokenizer)]
+    pupil = Pupil.begin(tokenizer, "cpu", Lesson(), TINY)
+    whole = sum(rows.weights[index].sum() for rows, index in picked)
+    together = float(pupil._backward(picked, whole))
+    grads = [p.grad.clone() for p in pupil.model.parameters()]
+    pupil.model.zero_grad(set_to_none=True)
+    apart = sum(float(pupil._backward([one], whole)) for one in picked)
+    assert apart == pytest.approx(together, rel=1e-2)
+    for parameter, grad in zip(pupil.model.parameters(), grads, strict=True):
+        assert (parameter.grad - grad).norm() < 0.05 * grad.norm() + 1e-6
+
+
 def test_accuracy_counts_whole_answers(tiny, tokenizer):
     held = held_out_rows(tokenizer, 4)
     found = accuracy(tiny, held, "cpu")
@@ -164,7 +178,7 @@ def test_accuracy_counts_whole_answers(tiny, tokenizer):
 
 def test_text_comes_first(tokenizer):
     rows = rows_of([i for name in TASKS for i in some(name, "train", 4)], tokenizer)
-    course = Course(rows, Lesson(batch=64), "cpu")
+    course = Course(rows, Lesson(batch=64), "cpu", SHARES)
     assert all(r.size is None for r, _ in course.picked(0, 0.0))
     mixed = course.picked(0, 0.5)
     seen = sum(len(index) for r, index in mixed if r.size is not None)
