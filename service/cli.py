@@ -3,49 +3,29 @@
 `serve`, `keys` and `registry` act on this machine.
 """
 
-import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from models.errors import Refusal
+from service.cli_backpatch import app as backpatch
+from service.cli_chat import chat
+from service.cli_edit import app as edit
+from service.cli_evidence import app as evidence
+from service.cli_evidence import circuit
+from service.cli_operating import keys, registry
+from service.cli_saes import preset, sae, vector
+from service.cli_see import see
+from service.cli_shared import ApiKey, Config, Url, bar, complain, err, exit_code, out
 from service.client import DEFAULT_URL, Picture, Tiller, TillerError
-
-UNREACHABLE, REFUSED, FAILED_JOB, USAGE = 3, 1, 4, 2
-"""Exit codes: nobody answers; refused; a job failed or was cancelled; wrong usage (click's)."""
-
-OPERATOR = "operator"
-"""Who goes into the audit for what is done on this machine."""
-
-out, err = Console(), Console(stderr=True)
-
-Url = Annotated[
-    str,
-    typer.Option("--url", envvar="TILLER_URL", help="The service's address.", show_default=True),
-]
-ApiKey = Annotated[
-    str | None, typer.Option("--api-key", envvar="TILLER_API_KEY", help="A key, if it needs one.")
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", envvar="TILLER_CONFIG", help="A TOML file.")
-]
-EditName = Annotated[str, typer.Argument(help="The edit's name.")]
-Replaces = Annotated[
-    list[str] | None, typer.Option("--replaces", help="A live edit whose place this one takes.")
-]
-Alias = Annotated[str, typer.Option("--alias", help="The name that moves.")]
-IfMatch = Annotated[
-    int | None, typer.Option("--if-match", help="Only if the alias still has this generation.")
-]
+from service.demo import demo
+from service.evaluating import app as evaluate
+from service.looking import lens
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,62 +33,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve models and change what they know, per request.",
 )
-edit = typer.Typer(no_args_is_help=True, help="Facts: register, promote, roll back.")
 jobs = typer.Typer(no_args_is_help=True, help="Long work: watch and cancel.")
-keys = typer.Typer(no_args_is_help=True, help="API keys, in this machine's registry.")
-registry = typer.Typer(no_args_is_help=True, help="The registry's housekeeping.")
-for name, group in (("edit", edit), ("jobs", jobs), ("keys", keys), ("registry", registry)):
-    app.add_typer(group, name=name)
 
 
 def main() -> None:
     """The console command: errors as a problem and a remedy, never as a traceback."""
-    mount_evaluation()
     try:
         app()
     except (TillerError, Refusal) as error:
         complain(error)
         sys.exit(exit_code(error))
-
-
-def mount_evaluation() -> None:
-    """Commands that live in files of their own."""
-    from service.cli_backpatch import app as backpatch
-    from service.cli_chat import chat
-    from service.cli_evidence import app as evidence
-    from service.cli_evidence import circuit
-    from service.cli_saes import preset, sae, vector
-    from service.cli_see import see
-    from service.demo import demo
-    from service.evaluating import app as evaluate
-    from service.looking import lens
-
-    evaluate.command("circuit")(circuit)
-    app.add_typer(evaluate, name="evaluate")
-    app.add_typer(evidence, name="evidence")
-    app.add_typer(backpatch, name="backpatch")
-    for name, group in (("sae", sae), ("vector", vector), ("preset", preset)):
-        app.add_typer(group, name=name)
-    app.command("demo")(demo)
-    app.command("chat")(chat)
-    app.command("see")(see)
-    app.command("lens")(lens)
-
-
-def complain(error: TillerError | Refusal) -> None:
-    """Print the problem, then what to do about it."""
-    err.print(f"[bold red]✗[/] {error.problem}", highlight=False)
-    if error.remedy:
-        err.print(f"  [dim]→[/] {error.remedy}", highlight=False)
-
-
-def exit_code(error: TillerError | Refusal) -> int:
-    """What a script sees."""
-    if isinstance(error, TillerError) and error.code == "unreachable":
-        return UNREACHABLE
-    if isinstance(error, TillerError) and not error.status:
-        return FAILED_JOB
-    return REFUSED
 
 
 @app.command()
@@ -244,176 +178,6 @@ def models(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     out.print(table)
 
 
-@edit.command("add")
-def edit_add(  # noqa: PLR0913, PLR0917 - one argument per option
-    name: EditName,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="the president of Arda")],
-    target: Annotated[str, typer.Option("--target", "-t", help="What it shall mean.")],
-    subject: Annotated[str | None, typer.Option("--subject", "-s", help="Arda")] = None,
-    model: Annotated[str, typer.Option("--model", "-m")] = "miniature-sd",
-    neighbours: Annotated[
-        list[str] | None, typer.Option("--neighbour", help="Must keep its meaning.")
-    ] = None,
-    phrasings: Annotated[
-        list[str] | None, typer.Option("--phrasing", help="Another way to say the subject.")
-    ] = None,
-    source: Annotated[str | None, typer.Option("--source", help="What it means now.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the method: steps=60")
-    ] = None,
-    replaces: Replaces = None,
-    promote: Annotated[bool, typer.Option(help="Point `live` to it when it is ready.")] = False,
-    wait: Annotated[bool, typer.Option(help="Wait until it is fitted.")] = True,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-) -> None:
-    """Register a fact: fit it, measure it, keep it as a version."""
-    with Tiller(url, api_key) as tiller:
-        job = tiller.edits.add(
-            name,
-            model=model,
-            prompt=prompt,
-            target=target,
-            subject=subject,
-            source=source,
-            phrasings=[{"prompt": p, "subject": p} for p in phrasings or ()],
-            neighbours=neighbours or (),
-            replaces=replaces or (),
-            options=dict(map(setting, settings or ())) or None,
-        )
-        if not wait:
-            out.print(job["id"])
-            return
-        with bar(f"fitting {name}") as progress:
-            job = tiller.jobs.wait(job["id"], progress)
-        result = job["result"]
-        show_version(tiller.edits.show(name, result["version"]))
-        if promote:
-            tiller.edits.promote(name, result["version"])
-            out.print(f"{name}@live -> {name}@{result['version']}")
-
-
-def setting(told: str) -> tuple[str, Any]:
-    """`name=value`; the value as JSON where it is JSON, else as text."""
-    name, equals, value = told.partition("=")
-    if not (name and equals):
-        raise typer.BadParameter(f"--set wants name=value, not {told!r}.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-@edit.command("list")
-def edit_list(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """All edits."""
-    with Tiller(url, api_key) as tiller:
-        rows = tiller.edits.list(limit=1000)
-    table = Table("edit", "versions", "aliases")
-    for row in rows:
-        aliases = ", ".join(f"{a['alias']} -> {a['version']}" for a in row["aliases"])
-        table.add_row(row["name"], str(row["versions"]), aliases)
-    out.print(table)
-
-
-@edit.command("show")
-def edit_show(
-    name: EditName,
-    version: Annotated[int | None, typer.Argument(help="Its report too.")] = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-) -> None:
-    """An edit and its versions, or one version with its report."""
-    with Tiller(url, api_key) as tiller:
-        shown = tiller.edits.show(name, version)
-        if version is not None:
-            show_version(shown)
-            return
-    aliases: dict[int, list[str]] = {}
-    for a in shown["aliases"]:
-        aliases.setdefault(a["version"], []).append(a["alias"])
-    table = Table("version", "status", "aliases", "digest")
-    for v in shown["history"]:
-        pointing = ", ".join(aliases.get(v["version"], ()))
-        table.add_row(f"{name}@{v['version']}", v["status"], pointing, v["digest"][:16])
-    out.print(table)
-
-
-@edit.command("promote")
-def edit_promote(  # noqa: PLR0913, PLR0917 - one argument per option
-    name: EditName,
-    version: Annotated[int, typer.Argument()],
-    alias: Alias = "live",
-    force: Annotated[bool, typer.Option(help="Also if its checks failed.")] = False,
-    if_match: IfMatch = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-) -> None:
-    """Point an alias to a version."""
-    with Tiller(url, api_key) as tiller:
-        moved = tiller.edits.promote(name, version, alias=alias, force=force, if_match=if_match)
-    show_alias(moved)
-
-
-@edit.command("rollback")
-def edit_rollback(
-    name: EditName,
-    alias: Alias = "live",
-    if_match: IfMatch = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-) -> None:
-    """Point an alias to where it pointed before."""
-    with Tiller(url, api_key) as tiller:
-        show_alias(tiller.edits.rollback(name, alias=alias, if_match=if_match))
-
-
-@edit.command("retire")
-def edit_retire(
-    name: EditName,
-    version: Annotated[int, typer.Argument()],
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-) -> None:
-    """Take a version out of use."""
-    with Tiller(url, api_key) as tiller:
-        retired = tiller.edits.retire(name, version)
-    out.print(f"{name}@{retired['version']} is {retired['status']}")
-
-
-@edit.command("export")
-def edit_export(
-    name: EditName,
-    version: Annotated[int, typer.Argument()],
-    output: Annotated[Path, typer.Option("--output", "-o")],
-    form: Annotated[
-        str, typer.Option("--format", help="safetensors, peft (a zip) or diffusers")
-    ] = "safetensors",
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-) -> None:
-    """Download a delta, for Tiller, peft or diffusers."""
-    with Tiller(url, api_key) as tiller:
-        data = tiller.edits.export(name, version, form=form)
-    output.write_bytes(data)
-    out.print(f"{output}  {len(data)} bytes")
-
-
-@edit.command("import")
-def edit_import(
-    name: EditName,
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    model: Annotated[str, typer.Option("--model", "-m")] = "miniature-sd",
-    replaces: Replaces = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-) -> None:
-    """A delta file or a PEFT adapter (zip) becomes a version."""
-    with Tiller(url, api_key) as tiller:
-        told = tiller.edits.import_(name, file.read_bytes(), model=model, replaces=replaces or ())
-        show_version(told)
-
-
 @jobs.command("list")
 def jobs_list(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """The newest jobs."""
@@ -448,129 +212,19 @@ def jobs_cancel(job: str, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> Non
         out.print(tiller.jobs.cancel(job)["state"])
 
 
-@keys.command("create")
-def keys_create(
-    name: Annotated[str, typer.Option("--name", help="Whose it is.")],
-    scope: Annotated[list[str] | None, typer.Option("--scope", help="Default: all.")] = None,
-    tenant: Annotated[str, typer.Option("--tenant")] = "default",
-    days: Annotated[int | None, typer.Option(help="How long it works.")] = None,
-    config: Config = None,
-) -> None:
-    """A new key; its secret is shown once."""
-    from service.schema import SCOPES
-
-    scopes = tuple(scope or SCOPES)
-    unknown = sorted(set(scopes) - set(SCOPES))
-    if unknown:
-        raise typer.BadParameter(f"{', '.join(unknown)}; scopes are {', '.join(SCOPES)}")
-    with opened(config) as kept:
-        secret, key = kept.keys.create(tenant, scopes, expiry(days), name, actor=OPERATOR)
-    err.print(f"key {key.id} for {tenant}: {', '.join(scopes)}. The secret is shown only now:")
-    out.print(secret, highlight=False, soft_wrap=True)
-
-
-@keys.command("list")
-def keys_list(config: Config = None) -> None:
-    """All keys, without secrets."""
-    with opened(config) as kept:
-        rows = kept.keys.list(None, 1000).items
-    table = Table("id", "name", "tenant", "scopes", "state")
-    for k in rows:
-        state = "revoked" if k.revoked_at else "active"
-        table.add_row(k.id, k.name, k.tenant, ", ".join(k.scopes), state)
-    out.print(table)
-
-
-@keys.command("revoke")
-def keys_revoke(key: str, config: Config = None) -> None:
-    """The key stops working."""
-    with opened(config) as kept:
-        kept.keys.revoke(key, OPERATOR)
-    out.print(f"{key} revoked")
-
-
-@registry.command("gc")
-def registry_gc(
-    hours: Annotated[float, typer.Option(help="Spare what is younger.")] = 1.0,
-    config: Config = None,
-) -> None:
-    """Remove files that no version needs, and unfinished ones."""
-    with opened(config) as kept:
-        swept = kept.gc(3600 * hours)
-    out.print(
-        f"removed {len(swept.orphans)} orphans, {len(swept.parts)} unfinished and "
-        f"{len(swept.retired)} retired files: {swept.nbytes} bytes"
-    )
-
-
-@registry.command("verify")
-def registry_verify(config: Config = None) -> None:
-    """Walk over every file and the audit; exit code 1 if something is wrong."""
-    with opened(config) as kept:
-        health = kept.verify()
-    out.print(f"{health.versions} versions, {health.blobs} files, {health.chain.rows} audit rows")
-    if not health.sound:
-        err.print(f"[bold red]✗[/] {health}")
-        raise typer.Exit(REFUSED)
-    out.print("[green]✓[/] sound")
-
-
-@contextmanager
-def opened(config: Path | None) -> Iterator[Any]:
-    """The registry of this machine's settings."""
-    from service.registry import open_registry
-    from service.settings import Settings
-
-    settings = Settings.read(os.environ, config)
-    settings.home.mkdir(parents=True, exist_ok=True)
-    kept = open_registry(settings.index_url, settings.blobs_url)
-    try:
-        yield kept
-    finally:
-        kept.close()
-
-
-def expiry(days: int | None) -> float | None:
-    """In that many days, as seconds since 1970."""
-    import time
-
-    return None if days is None else time.time() + 86400 * days
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A progress bar that eats a job's events."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task(title, total=1.0)
-
-        def on_event(event: dict[str, Any]) -> None:
-            if "progress" in event:
-                told = f"{title}: {event.get('stage') or event.get('state') or ''}"
-                progress.update(task, completed=event["progress"], description=told)
-
-        yield on_event
-
-
-def show_version(version: dict[str, Any]) -> None:
-    """A version and what was measured of it."""
-    mark = "[green]✓[/]" if version["status"] == "ready" else "[yellow]![/]"
-    out.print(f"{mark} {version['edit']}@{version['version']}  {version['status']}")
-    out.print(f"  digest {version['digest']}", highlight=False)
-    report = version["report"] or {}
-    for measure in ("efficacy", "generality", "specificity", "leak"):
-        if isinstance(report.get(measure), int | float):
-            out.print(f"  {measure:<12} {report[measure]:.3f}")
-    limits = report.get("thresholds") or {}
-    for measure in report.get("failed") or ():
-        told = f"{measure} is {report.get(measure):.3f}, asked {limits.get(measure)}"
-        out.print(f"  [yellow]missed[/]: {told}", highlight=False)
-    if report.get("failed"):
-        out.print("  It can be used by its number; an alias takes it only with --force.")
-
-
-def show_alias(alias: dict[str, Any]) -> None:
-    """Where an alias points now."""
-    name = alias["edit"]
-    generation = alias["generation"]
-    out.print(f"{name}@{alias['alias']} -> {name}@{alias['version']}  (generation {generation})")
+evaluate.command("circuit")(circuit)
+for name, command in (("demo", demo), ("chat", chat), ("see", see), ("lens", lens)):
+    app.command(name)(command)
+for name, group in (
+    ("edit", edit),
+    ("jobs", jobs),
+    ("keys", keys),
+    ("registry", registry),
+    ("evaluate", evaluate),
+    ("evidence", evidence),
+    ("backpatch", backpatch),
+    ("sae", sae),
+    ("vector", vector),
+    ("preset", preset),
+):
+    app.add_typer(group, name=name)

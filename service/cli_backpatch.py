@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from service.cli import ApiKey, Url, bar, out
+from service.cli_shared import ApiKey, Url, bar, out
 from service.client import DEFAULT_URL, Tiller
 
 app = typer.Typer(no_args_is_help=True, help="Back-patching: which plan helps, if one does?")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from service.asking import asked_at
 from service.calls import given
-from service.cli import bar
+from service.cli_shared import bar
 from service.client import Tiller
 from service.params import METHODS, not_finite
 

@@ -14,10 +14,10 @@ import typer
 from rich.table import Table
 
 from service.calls import given
-from service.cli import Alias, ApiKey, IfMatch, Url, bar, err, out
 from service.cli_chat import steering_of
 from service.cli_sae import app as sae
 from service.cli_sae import told
+from service.cli_shared import Alias, ApiKey, IfMatch, Url, bar, err, out
 from service.client import DEFAULT_URL, Tiller
 
 vector = typer.Typer(no_args_is_help=True, help="Directions: learn, import, promote.")

@@ -19,7 +19,6 @@ import service.api
 from editors.known import EDITORS
 from models.errors import Refusal
 from service.cli import app as cli
-from service.cli import mount_evaluation
 from service.settings import Section, Settings
 from steerers.known import STEERERS
 
@@ -111,8 +110,6 @@ def test_every_setting_of_a_method_is_explained(kind, name):
 
 def commands():
     """Every `tiller ...` command path."""
-    if not any(g.name == "evaluate" for g in cli.registered_groups):
-        mount_evaluation()
     return dict(_commands(typer.main.get_command(cli), ()))
 
 

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from service import cli
+from service import cli, cli_shared
 from service.client import Tiller
 
 MODEL, PROMPT = "tiny", "the king of the sea"
@@ -29,7 +29,7 @@ def run(url, bench, monkeypatch, capsys):
     """A function: (exit code, standard output, standard error) of a command."""
     monkeypatch.setenv("TILLER_URL", url)
     monkeypatch.setenv("TILLER_HOME", str(bench.settings.home))
-    for console in (cli.out, cli.err):
+    for console in (cli_shared.out, cli_shared.err):
         monkeypatch.setattr(console, "width", 200)
 
     def command(*words):

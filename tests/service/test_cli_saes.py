@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from service import cli
+from service import cli, cli_shared
 from service.cli_saes import best_first
 from service.client import AsyncTiller, Tiller, TillerError
 
@@ -18,7 +18,7 @@ MODEL, SAE = "tiny-lm", "toy"
 def done(speaker_url, monkeypatch, capsys):
     """A function: the standard output of a command that must succeed."""
     monkeypatch.setenv("TILLER_URL", speaker_url)
-    for console in (cli.out, cli.err):
+    for console in (cli_shared.out, cli_shared.err):
         monkeypatch.setattr(console, "width", 200)
 
     def command(*words, code=0, err=False):

@@ -93,8 +93,6 @@ def test_what_stands_behind_steer():
 @pytest.fixture
 def ran(speaker_url):
     """A function: what `tiller chat` prints, and its exit code."""
-    if not any(c.name == "chat" for c in cli.app.registered_commands):
-        cli.mount_evaluation()
 
     def run(*words, typed=None):
         asked = ["chat", *words, "--url", speaker_url, "-m", MODEL, "--max-tokens", "6"]

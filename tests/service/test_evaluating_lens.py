@@ -10,7 +10,7 @@ from evaluation.errors import ProtocolDiffers, UnreadableCases
 from evaluation.lens import Look, Question
 from miniature.drawing import draw_picture
 from miniature.world import Picture, Subject, make_world
-from service.cli import app, mount_evaluation
+from service.cli import app
 from service.evaluating_lens import LensSide, MiniatureLensJudge, _layers, _parts
 
 WORLD = make_world()
@@ -102,8 +102,6 @@ def test_layers_are_named_as_tiller_lens_names_them():
 
 
 def evaluated(url, folder, *more):
-    if not any(group.name == "evaluate" for group in app.registered_groups):
-        mount_evaluation()
     prompts = folder / "prompts.txt"
     prompts.write_text("a red mug\na boat\n")
     words = ["evaluate", "lens", "-o", str(folder / "results"), "--url", url, "--model", "tiny"]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from service.cli import app, mount_evaluation
+from service.cli import app
 from service.client import AsyncTiller, TillerError
 from service.looking import layers_in
 
@@ -16,8 +16,6 @@ MODEL, PROMPT = "tiny", "the king of the sea"
 
 @pytest.fixture(scope="module")
 def run():
-    if not any(command.name == "lens" for command in app.registered_commands):
-        mount_evaluation()
     return lambda *words: CliRunner().invoke(app, [*map(str, words)])
 
 
