@@ -8,7 +8,7 @@ asked for. Policies (`service.evidence_policies`) are off unless the operator or
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,8 +146,27 @@ class Gatekeeper:
         allowed = asked.unverified == "allow"
         for sae, why in found.items():
             if not (unverified and allowed):
-                raise FeatureNotVerified(sae, why, self.model, _gate_bars(asked), allowed=allowed)
+                raise FeatureNotVerified(
+                    sae,
+                    why,
+                    self.model,
+                    _gate_bars(asked),
+                    concepts=_found_for(reports, sae, why),
+                    allowed=allowed,
+                )
         return tuple({"sae": sae, "features": list(why)} for sae, why in found.items())
+
+    def permits(self, tenant: str, unverified: bool) -> Callable[[str, int], bool]:
+        """Which features a concept may be steered with, by their dictionary's digest.
+
+        Args:
+            tenant: Whose verdicts and policy count.
+            unverified: As `check`: where the policy permits it, all of them.
+        """
+        asked = policy_of(self.registry, tenant, self.model, self.floor)
+        if not asked.feature_gate or (unverified and asked.unverified == "allow"):
+            return lambda _digest, _feature: True
+        return lambda digest, feature: self._missed(tenant, digest, [feature], asked) is None
 
     def _missing(
         self, tenant: str, digest: str, features: Sequence[int], asked: Evidence
@@ -166,6 +185,20 @@ class Gatekeeper:
         told = _newest(self.registry, tenant, gate_name(digest, features), self.fingerprint)
         lacks = () if told is None else gate_shortfalls(told, asked)
         return missed("gate", told, lacks) if told is None or lacks else None
+
+
+def _found_for(
+    reports: Sequence[Mapping[str, Any]], sae: str, why: Mapping[int, str]
+) -> dict[str, list[int]]:
+    """By concept that the refused features were found for: all that were, the best first."""
+    uses = [use for report in reports for use in report.get("features", ())]
+    asked = {use["concept"] for use in uses if use["sae"] == sae and use["feature"] in why}
+    told = [one for report in reports for one in report.get("concepts", ())]
+    return {
+        one["concept"]: [candidate["feature"] for candidate in one["kept"] or one["dropped"]]
+        for one in told
+        if one["sae"] == sae and one["concept"] in asked
+    }
 
 
 def _gate_bars(asked: Evidence) -> str:

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from models.errors import Refusal
 
+_GATED = 10
+"""Features of a concept that a refusal says to gate."""
+
 
 class FeatureNotVerified(Refusal):
     """The model's policy asks for a passed feature gate before a feature may steer.
@@ -11,24 +14,46 @@ class FeatureNotVerified(Refusal):
     Args:
         why: By feature.
         bars: The policy's thresholds.
+        concepts: By concept that they were found for: all features that were, the best first.
+        allowed: Whether a request may go on with what is not verified.
     """
 
     def __init__(
-        self, sae: str, why: Mapping[int, str], model: str, bars: str, *, allowed: bool = False
+        self,
+        sae: str,
+        why: Mapping[int, str],
+        model: str,
+        bars: str,
+        *,
+        concepts: Mapping[str, Sequence[int]] | None = None,
+        allowed: bool = False,
     ) -> None:
         named = ", ".join(map(str, why))
+        found = [one for some in (concepts or {}).values() for one in some[:_GATED]]
+        gated = ", ".join(map(str, dict.fromkeys((*why, *found))))
+        about = "".join(_none_of(concept, some) for concept, some in (concepts or {}).items())
         alike = set(why.values())
         reasons = alike if len(alike) == 1 else [f"{f}: {reason}" for f, reason in why.items()]
         unless = ' Or send "unverified": "allow", which the policy permits.' if allowed else ""
         super().__init__(
             f"No feature_gate was passed by feature {named} of {sae} in {model}: "
-            f"{'; '.join(reasons)}.",
+            f"{'; '.join(reasons)}.{about}",
             remedy=f'POST /v1/evaluations with kind "feature_gate", model "{model}", a dataset '
-            f'about the concept and params {{"sae": "{sae}", "features": [{named}], '
-            f'"variable": ...}}; steer with it once what that measures meets the policy, whatever '
-            f"its own verdict: {bars} (GET /v1/policies).{unless}",
+            f'about the concept and params {{"sae": "{sae}", "features": [{gated}], '
+            f'"variable": ...}} (tiller evidence gate {sae} {gated.replace(",", "")} '
+            "--variable ... --task ...); steer with it once what that measures meets the policy, "
+            f"whatever its own verdict: {bars} (GET /v1/policies).{unless}",
             param="steering",
         )
+
+
+def _none_of(concept: str, found: Sequence[int]) -> str:
+    some = ", ".join(map(str, found[:_GATED]))
+    more = f" and {len(found) - _GATED} more" if len(found) > _GATED else ""
+    return (
+        f" None of the features found for {concept!r} has passed; they are, the best first: "
+        f"{some}{more}. A concept is steered with those that pass."
+    )
 
 
 class EditNotAudited(Refusal):

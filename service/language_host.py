@@ -111,7 +111,15 @@ class LanguageHost(DrawsNothing):
             dictionaries=self.dictionaries, registry=registry, corpus=self._own_texts
         )
         bounds = Bounds(ratio=settings.limits.steering_ratio)
-        self.steering = Steering(self.dictionaries, registry, model.store_bytes, bounds)
+        self.gatekeeper = Gatekeeper(
+            registry=registry,
+            model=model.name,
+            fingerprint=self.hosted.fingerprint,
+            floor=model.evidence,
+        )
+        self.steering = Steering(
+            self.dictionaries, registry, model.store_bytes, bounds, self.gatekeeper.permits
+        )
         self.study = Study(self.dictionaries, registry, self.steering)
         self.desk = Desk(f"plan-{self.name}", PLANNERS, self.engine.max_waiting)
         self.questions = Desk(f"study-{self.name}", PLANNERS, self.engine.max_waiting)
@@ -122,12 +130,6 @@ class LanguageHost(DrawsNothing):
         }
         self.runner = JobRunner(bench=self, registry=registry, settings=settings.jobs, tasks=tasks)
         self.evaluator = Evaluator(model, settings, registry)
-        self.gatekeeper = Gatekeeper(
-            registry=registry,
-            model=model.name,
-            fingerprint=self.hosted.fingerprint,
-            floor=model.evidence,
-        )
         self.started = int(time.time())
         self._warm_up()
 

@@ -4,6 +4,7 @@ The steerers decide; here stands what they ask for: the host's dictionaries with
 from the registry, directions from their blobs, and forwards on the thread that owns the model.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -31,6 +32,15 @@ from steerers.planned import Bounds, Planned, Request, of_patch
 from steerers.score import Neutral
 from steerers.shelf import Shelf, at_prompt
 from steerers.whole import whole
+
+Permitted = Callable[[str, int], bool]
+"""Whether a feature of a dictionary, told by its digest, may be chosen."""
+Permits = Callable[[str, bool], Permitted]
+"""The same for a tenant's request, which may go on with features that nobody verified."""
+
+
+def _any(_tenant: str, _unverified: bool) -> Permitted:
+    return lambda _sae, _feature: True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +83,19 @@ class Steering:
         registry: Keeps labels, activations and directions.
         store_bytes: For directions.
         bounds: How strong a change may be.
+        permits: Which features a concept may be steered with.
     """
 
     def __init__(
-        self, dictionaries: Dictionaries, registry: Registry, store_bytes: int, bounds: Bounds
+        self,
+        dictionaries: Dictionaries,
+        registry: Registry,
+        store_bytes: int,
+        bounds: Bounds,
+        permits: "Permits | None" = None,
     ) -> None:
         self.dictionaries, self.registry, self.bounds = dictionaries, registry, bounds
+        self.permits = permits or _any
         self.vectors = DigestStore(registry.edits.blob, Vectors.read, store_bytes)
         self._norms: dict[str, float] = {}
 
@@ -105,7 +122,14 @@ class Steering:
         request = Request(
             prompt=tuple(ids), special=family.special_ids(self.hosted), bounds=self.bounds
         )
-        asking = _Asking(tenant=order.tenant, request=request, patience=patience, sight=sight)
+        permits = functools.cache(lambda: self.permits(order.tenant, order.unverified))
+        asking = _Asking(
+            tenant=order.tenant,
+            request=request,
+            patience=patience,
+            permits=lambda sae, feature: permits()(sae, feature),
+            sight=sight,
+        )
         parts, reports = list[Planned](), list[Mapping[str, Any]]()
         for entry in order.steering:
             came = _came(entry)
@@ -163,6 +187,7 @@ class Steering:
             index=lambda: known.lens(dictionary, patience).index,
             labels=lambda concept: known.labels(dictionary, tenant, concept),
             max_activation=lambda feature: self._strongest(dictionary, tenant, feature),
+            permits=lambda feature: asking.permits(dictionary.digest, feature),
         )
 
     def _at_prompt(self, dictionary: Dictionary, ids: Sequence[int], asking: "_Asking") -> Neutral:
@@ -206,11 +231,12 @@ class Steering:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Asking:
-    """Who asks, for which row, and for how long."""
+    """Who asks, for which row, for how long, and which features may be chosen for it."""
 
     tenant: str
     request: Request
     patience: Patience
+    permits: "Permitted"
     sight: Sight | None = None
 
 

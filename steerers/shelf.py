@@ -20,6 +20,10 @@ def _no_labels(_concept: str) -> Mapping[int, str]:
     return {}
 
 
+def _any(_feature: int) -> bool:
+    return True
+
+
 def _no_activation(_feature: int) -> float | None:
     return None
 
@@ -35,6 +39,7 @@ class Shelf:
         index: The lens of the whole dictionary, turned around; for concepts.
         labels: Labels that may mention a concept, by feature.
         max_activation: The largest activation that was seen of a feature; None if nobody looked.
+        permits: Whether a feature may be chosen for a concept; others are passed over.
     """
 
     dictionary: Dictionary
@@ -44,6 +49,7 @@ class Shelf:
     index: Callable[[], LensIndex]
     labels: Callable[[str], Mapping[int, str]] = _no_labels
     max_activation: Callable[[int], float | None] = _no_activation
+    permits: Callable[[int], bool] = _any
 
     @classmethod
     def of(

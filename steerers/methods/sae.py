@@ -8,7 +8,7 @@ clamps on TopK; constant vectors under an input norm that depends on the token.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,7 @@ from steerers.input_score import MOST_ACTIVE_WITHOUT
 from steerers.lens import language_of
 from steerers.planned import Planned, Request, Steered, checked, finite, shifts, spans, weighed
 from steerers.score import USABLE, Neutral, Score
-from steerers.search import Found, lens_places, rank, search
+from steerers.search import Candidate, Found, lens_places, rank, search
 from steerers.shelf import Shelf
 
 Mode = Literal["amp", "max", "raw", "unit", "clamp", "min_clamp", "multiply", "ablate"]
@@ -128,6 +128,10 @@ class SAE(Method):
         return plan.done()
 
 
+_Usable = tuple[str, Candidate, Score]
+"""A feature that a concept may use: the name of its SAE, how it was found, its score."""
+
+
 @dataclass
 class _Plan:
     """A plan in the making."""
@@ -187,10 +191,26 @@ class _Plan:
             best = max((t.best for t in found.values() if t.best is not None), default=None)
             total = sum(len(told.dropped) for told in found.values())
             raise ConceptNotCovered(concept, names, total, best)
-        for name, candidate, score in usable[: self.settings.count]:
+        for name, candidate, score in self._permitted(usable, concept):
             one = SteeredFeature(sae=name, feature=candidate.feature)
             self._check(one, score)
             self._use(one, self.shelves[name], score, concept)
+
+    def _permitted(self, usable: Sequence[_Usable], concept: str) -> Sequence[_Usable]:
+        """The best that may steer; the best of all where none may, for who refuses them to name."""
+        found, passed = list[_Usable](), list[str]()
+        for one in usable:
+            name, candidate, _ = one
+            if self.shelves[name].permits(candidate.feature):
+                found.append(one)
+            else:
+                passed.append(f"{candidate.feature} of {self.shelves[name].dictionary.id}")
+            if len(found) == self.settings.count:
+                break
+        if found and passed:
+            told = ", ".join(passed)
+            self.warnings.append(f"For {concept!r} passed over, not being permitted: {told}.")
+        return found or usable[: self.settings.count]
 
     def _search(self, shelf: Shelf, concept: str) -> Found:
         labels, least = shelf.labels(concept), self.settings.minimum

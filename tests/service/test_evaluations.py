@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 import zipfile
 
@@ -258,6 +259,43 @@ def test_a_feature_steers_only_after_its_gate_was_passed(tiller, http, names):
     assert refused["code"] == "feature_not_verified" and "feature 9 of" in refused["message"]
     plain = {k: v for k, v in ask.items() if k != "steering"}
     assert http.post("/v1/completions", json=plain).status_code == 200
+
+
+def test_a_concept_is_steered_with_those_of_its_features_that_passed(tiller, http, names):
+    sae = sae_of(tiller)
+    steering = {"concept": "the sea", "sae": sae, "strength": 2.0}
+    ask = {"model": MODEL, "prompt": "One day", "max_tokens": 2, "steering": steering}
+    refused = http.post("/v1/completions", json=ask)
+    assert refused.status_code == 422, refused.text
+    told = refused.json()["error"]
+    assert told["code"] == "feature_not_verified" and "'the sea'" in told["message"]
+    best_first = [
+        int(n) for n in re.findall(r"best first: ([\d, ]+)", told["message"])[0].split(", ")
+    ]
+    assert len(best_first) > 2
+    commanded = f"tiller evidence gate {sae} {' '.join(map(str, best_first[:10]))}"
+    assert commanded in told["message"]
+    allowing = {**ask, "unverified": "allow"}
+    plain = http.post("/v1/completions", json=allowing).json()["tiller"]
+    (chosen,) = plain["steering"][0]["features"]
+    assert chosen["feature"] == best_first[0] and plain["unverified"][0]["features"] == [
+        best_first[0]
+    ]
+    third = best_first[2]
+    params = {"sae": sae, "features": [third], "variable": "output_token"}
+    found(tiller, "feature_gate", dataset=names["id"], params={**params, "off_target": ["One."]})
+    answer = http.post("/v1/completions", json=ask)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()["tiller"]
+    (chosen,) = told["steering"][0]["features"]
+    assert chosen["feature"] == third and chosen["concept"] == "the sea"
+    assert "unverified" not in told or not told["unverified"]
+    passed_over = f"{best_first[0]} of {sae}, {best_first[1]} of {sae}"
+    assert any(passed_over in warning for warning in told["steering"][0]["warnings"])
+    # A preset of the concept is settled with the same feature.
+    tiller.presets.put("sea", steering, model=MODEL)
+    preset = {**ask, "steering": {"preset": "sea@1"}}
+    assert http.post("/v1/completions", json=preset).status_code == 200
 
 
 def test_an_edit_goes_live_only_after_its_audit_was_passed(evidence, tiller, names):

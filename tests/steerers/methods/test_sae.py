@@ -233,6 +233,26 @@ def test_a_concept_becomes_its_best_features(llama, shelf):
     torch.testing.assert_close(only(planned.patch).vector, row_of(shelf, best).sum(0))
 
 
+@pytest.mark.usefixtures("wide")
+def test_a_concept_passes_over_what_is_not_permitted_and_says_so(llama, shelf):
+    word, found = word_of(llama, shelf)
+    first, second, third = (c.feature for c, _ in found.kept[:3])
+    asked = SAE(concept=word, count=2, strength=1.0, mode="raw", min_output_score=0.0)
+
+    def planned(permitted, settings=asked):
+        some = replace(shelf, permits=lambda feature: feature in permitted)
+        report = settings.plan(llama, {"toy": some}, FREE).report
+        return [f["feature"] for f in report["features"]], report["warnings"]
+
+    chosen, warnings = planned({second, third})
+    assert chosen == [second, third]
+    assert any(f"passed over, not being permitted: {first} of" in told for told in warnings)
+    assert planned({third})[0] == [third]  # fewer than were asked for
+    # Where none may, the best are told: who permits refuses them by name.
+    assert planned(set()) == planned({first, second})
+    assert planned(set(), one(first, 1.0, mode="raw"))[0] == [first]
+
+
 def test_a_label_is_enough(llama, shelf):
     planned = SAE(concept="queen", sae="toy", min_output_score=0.0).plan(
         llama, {"toy": shelf}, FREE
