@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from editors import joint, lora, report
+from editors import joint, lora, measuring
 from editors.adapter_report import measure_adapter
 from editors.delta import Delta
 from editors.fact import Fact, last_subject_token
 from editors.moment import Corpus, MomentStore
 from editors.neighbours import PhraseBanks
 from editors.progress import Progress
+from editors.report import Report, Thresholds
 from editors.templates import phrasebook_of, read_templates, with_reference
 from engines.diffusion import DiffusionEngine
 from engines.errors import Draining
@@ -276,7 +277,7 @@ class ImageHost(WritesNothing):
         else:
             live = await asyncio.to_thread(self._live, arrival.tenant, arrival.name)
             work = self._measuring(fact, delta, live, arrival.replaces)
-            measured: report.Report = await drained(self.background, work)
+            measured: Report = await drained(self.background, work)
             told, status = measured.as_dict(), _verdict(measured.passed)
         return Adopted(data=delta.data, header=dict(delta.header), report=told, status=status)
 
@@ -308,18 +309,18 @@ class ImageHost(WritesNothing):
 
     def _measuring(
         self, fact: Fact, delta: Delta, live: Live, replaces: Sequence[str]
-    ) -> Generator[Progress, None, report.Report]:
+    ) -> Generator[Progress, None, Report]:
         """Refuse what contradicts a live edit, then measure."""
         bounds = self.settings.conflicts
         check_conflicts(delta, live.named, replaces, bounds.overlap)
-        measured = yield from report.measure(
+        measured = yield from measuring.measure(
             self.hosted,
             fact,
             delta,
             banks=self.banks,
             corpus=self._corpus(),
             others=live.named,
-            thresholds=report.Thresholds(**self.thresholds),
+            thresholds=Thresholds(**self.thresholds),
         )
         if not live.cut:
             return measured

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from editors import report
+from editors import measuring, probe
 from editors.fact import Fact, Phrasing
 from editors.joint import Named
 from editors.pictures import embed_pictures
-from editors.report import Neighbour, Report, Thresholds
+from editors.report import Neighbour, Report, Thresholds, worst_of
 from editors.suffix import embed_clean
 from editors.templates import Phrasebook
 
@@ -19,7 +19,7 @@ def measured(tiny_sd, corpus, banks, drained):
     """A function: the report of a delta on the toy."""
 
     def measure(fact, delta, hosted=tiny_sd, **told):
-        return drained(report.measure(hosted, fact, delta, banks=banks, corpus=corpus, **told))
+        return drained(measuring.measure(hosted, fact, delta, banks=banks, corpus=corpus, **told))
 
     return measure
 
@@ -76,11 +76,11 @@ def test_the_worst_come_first_and_are_told(fact, delta, measured):
 
 
 def test_of_the_target_itself_only_the_change_counts():
-    leaning = report._neighbour("x", "target", None, 0.5, 9.0)
+    leaning = probe._neighbour("x", "target", None, 0.5, 9.0)
     assert leaning.held and leaning.score == 0.5
-    assert not report._neighbour("x", "target", None, 1.01, 0.0).held
-    assert not report._neighbour("x", "near", 0.2, 0.5, 1.0).held
-    assert report._neighbour("x", "near", 0.2, 1.0, 0.99).held
+    assert not probe._neighbour("x", "target", None, 1.01, 0.0).held
+    assert not probe._neighbour("x", "near", 0.2, 0.5, 1.0).held
+    assert probe._neighbour("x", "near", 0.2, 1.0, 0.99).held
 
 
 def test_what_says_the_subject_is_no_neighbour(fact, delta, measured):
@@ -98,7 +98,7 @@ def test_live_edits_are_neighbours(tiny_sd, fact, delta, fitted, measured):
 
 
 def test_what_says_the_same_subject_is_shown_and_not_judged(fact, delta, measured, monkeypatch):
-    monkeypatch.setattr(report, "SAME", 0.05)
+    monkeypatch.setattr(probe, "SAME", 0.05)
     found = measured(fact, delta)
     same = [n for n in found.neighbours if n.group == "same"]
     others = [n for n in found.neighbours if n.group != "same"]
@@ -182,7 +182,7 @@ def test_of_two_encoders_the_worse_neighbour_and_the_worse_share_are_told():
             warnings=(f"w{share}",), thresholds=Thresholds(),
         )  # fmt: skip
 
-    both = report._worst([of(0.5, 1.0), of(3.0, 0.0)])
+    both = worst_of([of(0.5, 1.0), of(3.0, 0.0)])
     assert [n.score for n in both.neighbours] == [3.0]
     assert both.specificity == 0.0 and both.failed == ("specificity",)
     assert both.warnings == ("w1.0", "w0.0")
