@@ -84,9 +84,10 @@ class NothingToTrace(Refusal):
 class UnusableExamples(Refusal):
     """Examples of a calibration that nothing can be learned from."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(
-            problem,
-            remedy="docs/back-patching.md describes what an example holds.",
-            param="examples",
-        )
+    def __init__(
+        self,
+        problem: str,
+        param: str = "examples",
+        remedy: str = "docs/back-patching.md describes what an example holds.",
+    ) -> None:
+        super().__init__(problem, remedy=remedy, param=param)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from evaluation.backpatch.calibration import (
     CalibrationReport,
     CalibrationSettings,
     calibrate,
+    check,
 )
 from evaluation.backpatch.report import calibration_markdown, heat_map
 from evaluation.backpatch.sweep import Place
@@ -32,7 +34,7 @@ from service.datasets import newest
 from service.evidence_kinds import Found, plain, unzipped, zipped
 from service.jobs import Shares, Task
 from service.registry import Registry
-from service.registry.errors import UnknownName
+from service.registry.errors import KindDiffers, UnknownEdit, UnknownName
 from service.registry.kinds import CALIBRATION, STEERING
 from service.registry.records import Job, Version
 from service.registry.tables import canonical
@@ -91,9 +93,25 @@ def payload_of(body: CalibrationBody, examples: str) -> dict[str, Any]:
 def settings_of(payload: Mapping[str, Any]) -> CalibrationSettings:
     """As `calibrate` takes them."""
     told = dict(payload["settings"])
-    places = tuple(Place(source=s, target=t, window=w) for s, t, w in told.pop("places"))
+    named = (Place(source=s, target=t, window=w) for s, t, w in told.pop("places"))
+    places = tuple(dict.fromkeys(named))
     windows = tuple(dict.fromkeys(told.pop("windows")))
     return CalibrationSettings(places=places, windows=windows, rows=ROWS, **told)
+
+
+def check_payload(payload: Mapping[str, Any], archive: bytes) -> None:
+    """UnusableExamples for what the job of this payload would find wrong with its examples."""
+    check(examples_of(archive), settings_of(payload))
+
+
+def check_name(registry: Registry, tenant: str, body: CalibrationBody) -> None:
+    """KindDiffers if the preset to save would have the name of something else."""
+    if body.save is None:
+        return
+    with suppress(UnknownEdit):
+        has = registry.edits.get(tenant, body.save.name).kind
+        if has != STEERING:
+            raise KindDiffers(body.save.name, has, STEERING)
 
 
 def identity(payload: Mapping[str, Any], fingerprint: str) -> str:

@@ -26,6 +26,7 @@ from evaluation.errors import UnusableExamples
 from models.hosted import HostedModel
 from models.progress import Progress
 
+EVEN = 0.5
 PLAIN = "plain"
 """The key of the unpatched answer in the book."""
 
@@ -53,7 +54,7 @@ class CalibrationSettings:
     windows: tuple[int, ...] = (1, 3, 5)
     metric: Metric = "label"
     positions: Literal["visual", "reference"] = "visual"
-    choosing: float = 0.5
+    choosing: float = EVEN
     first: float = 0.125
     keep: float = 0.25
     most: int | None = None
@@ -183,6 +184,22 @@ class CalibrationReport:
         return {**asdict(self), "verdict": self.verdict, "helps": self.image.helps}
 
 
+def check(examples: Sequence[Example], settings: CalibrationSettings) -> None:
+    """What is wrong with examples is said before a model has read them, as far as it can be known.
+
+    Raises:
+        UnusableExamples: Too few of them can choose or be reported, or have labels to choose among.
+    """
+    apart = [one for one in examples if settings.metric == "exact" or len(set(one.labels)) > 1]
+    if examples and not apart:
+        raise UnusableExamples(
+            "No example has two labels, and `label` chooses among them.",
+            "labels",
+            "Send `labels`, what an answer can be; or use the metric `exact`.",
+        )
+    _split(_clusters(apart), settings)
+
+
 def calibrate(
     hosted: HostedModel,
     examples: Sequence[Example],
@@ -209,12 +226,12 @@ def calibrate(
     sweep = Sweep(hosted, settings.metric, settings.rows)
     places = settings.places or grid(sweep.layers, settings.windows)
     _check(places, sweep.layers)
-    clusters = _clusters(cases.image)
+    clusters = _clusters([case.example for case in cases.image])
     choosing, reported = _split(clusters, settings)
     run = _Run(sweep, settings, book, places, clusters)
     image = yield from run.side(cases.image, choosing, reported)
     text, same, gap = None, None, None
-    if settings.control and _enough(cases.text, choosing, reported):
+    if settings.control and _enough(cases.text, clusters, choosing, reported):
         text = yield from run.side(cases.text, choosing, reported)
         told = [case for case in cases.text if case.id in reported]
         yield from run.ask(told, [image.place], "the same plan in words")
@@ -345,10 +362,10 @@ class _Run:
         return self.bootstrap.gap(self._drawn(image), self._hits(text, None), plain, patched)
 
 
-def _clusters(cases: Sequence[Case]) -> dict[str, str]:
+def _clusters(examples: Sequence[Example]) -> dict[str, str]:
     """Per id of an example its cluster."""
-    named = clustered([case.example.shows for case in cases])
-    return {case.id: name for case, name in zip(cases, named, strict=True)}
+    named = clustered([one.shows for one in examples])
+    return {one.id: name for one, name in zip(examples, named, strict=True)}
 
 
 def _split(
@@ -367,12 +384,23 @@ def _split(
     choosing, reported = list[str](), list[str]()
     for some in shuffled:
         (choosing if len(choosing) < cut else reported).extend(some)
-    if min(len(choosing), len(reported)) < LEAST:
-        raise UnusableExamples(
-            f"{len(clusters)} examples of {len(alike)} pictures are too few to choose on some and "
-            "report others."
-        )
+    told = {clusters[name] for name in reported}
+    if min(len(choosing), len(told)) < LEAST:
+        raise _too_few(len(clusters), len(alike), len(choosing), len(told), settings)
     return tuple(choosing), tuple(reported)
+
+
+def _too_few(
+    examples: int, clusters: int, choosing: int, told: int, settings: CalibrationSettings
+) -> UnusableExamples:
+    """Whether more examples would help, or another share of them."""
+    few = clusters < 2 * LEAST or settings.choosing == EVEN
+    return UnusableExamples(
+        f"Of {examples} examples of {clusters} pictures {choosing} would choose, and those that "
+        f"are reported show {told}; each number must be {LEAST} at least.",
+        "examples" if few else "choosing",
+        "Send more examples, of more pictures; a share of 0.5 (`choosing`) divides them evenly.",
+    )
 
 
 def _of(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
@@ -380,8 +408,14 @@ def _of(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
     return [by_id[name] for name in ids if name in by_id]
 
 
-def _enough(cases: Sequence[Case], *parts: Sequence[str]) -> bool:
-    return all(len(_of(cases, part)) >= LEAST for part in parts)
+def _enough(
+    cases: Sequence[Case],
+    clusters: Mapping[str, str],
+    choosing: Sequence[str],
+    reported: Sequence[str],
+) -> bool:
+    told = {clusters[case.id] for case in _of(cases, reported)}
+    return min(len(_of(cases, choosing)), len(told)) >= LEAST
 
 
 def _check(places: Sequence[Place], layers: int) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 from PIL.Image import Image
 
 from evaluation.errors import UnusableExamples
+from models.errors import Refusal
 from models.eyes import Message
 from models.hosted import HostedModel
 from models.progress import Progress
@@ -164,18 +165,19 @@ def _case(
     positions: Literal["visual", "reference"],
 ) -> Case:
     family = seeing(hosted)
-    answer = tuple(family.tokenize(hosted, example.answer, special=False))
-    if not answer:
-        raise _UnusableError("its answer has no tokens")
-    labels = _labels(hosted, example, answer) if metric == "label" else ()
-    if form == "image":
-        ids, sight = family.look(hosted, example.messages, example.pictures)
-        columns = () if sight is None else sight.named[positions]
-    else:
-        ids, sight = family.look(hosted, example.described or (), ())
-        columns = _told(hosted, example, ids)
+    try:
+        answer = tuple(family.tokenize(hosted, example.answer, special=False))
+        if not answer:
+            raise _UnusableError("its answer has no tokens")
+        labels = _labels(hosted, example, answer) if metric == "label" else ()
+        ids, sight, columns = _prompt(hosted, example, form, positions)
+    except (Refusal, ValueError) as refused:  # ValueError: what processors say of odd sizes
+        raise _UnusableError(f"the model does not read it: {refused}") from refused
     if not columns:
         raise _UnusableError(f"nothing stands for the picture in its {form} form")
+    tokens, most = len(ids) + len(answer), family.context_length(hosted)
+    if tokens > most:
+        raise _UnusableError(f"it has {tokens} tokens, and the model reads {most}")
     return Case(
         id=example.id,
         example=example,
@@ -187,6 +189,21 @@ def _case(
         labels=labels,
         ends=frozenset(family.eos_ids(hosted)),
     )
+
+
+def _prompt(
+    hosted: HostedModel,
+    example: Example,
+    form: Form,
+    positions: Literal["visual", "reference"],
+) -> tuple[list[int], Sight | None, tuple[int, ...]]:
+    """The example's tokens in that form, its pictures, and the columns that are patched."""
+    family = seeing(hosted)
+    if form == "text":
+        ids, sight = family.look(hosted, example.described or (), ())
+        return ids, sight, _told(hosted, example, ids)
+    ids, sight = family.look(hosted, example.messages, example.pictures)
+    return ids, sight, () if sight is None else sight.named[positions]
 
 
 def _labels(hosted: HostedModel, example: Example, answer: Sequence[int]) -> tuple[int, ...]:

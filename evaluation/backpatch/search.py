@@ -12,7 +12,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 LEAST = 4
-"""Examples below which nothing can be said: of a part of the split, and of the first round."""
+"""Examples, or clusters of them, below which nothing can be said: that choose, that are reported,
+and of the first round."""
 
 
 @dataclass(frozen=True, kw_only=True)

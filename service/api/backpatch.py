@@ -18,6 +18,8 @@ from service.auth import Principal
 from service.calibrating import (
     CALIBRATE,
     artifacts,
+    check_name,
+    check_payload,
     identity,
     known,
     payload_of,
@@ -69,8 +71,10 @@ async def calibrate(request: Request, bench: Bench, caller: Writer) -> JSONRespo
     body, archive = await _asked(request, limits)
     _check(body, limits, caller)
     card = await _seeing(bench, body)
+    await asyncio.to_thread(check_name, bench.registry, caller.tenant, body)
     kept = await asyncio.to_thread(_examples, body, archive, limits)
     payload = payload_of(body, digest_of(kept.data))
+    await asyncio.to_thread(check_payload, payload, kept.data)
     payload["id"] = identity(payload, card["fingerprint"])
     before = await asyncio.to_thread(known, bench.registry, caller.tenant, payload["id"])
     if before is not None:

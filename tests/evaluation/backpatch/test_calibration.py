@@ -191,7 +191,7 @@ def test_questions_about_one_picture_choose_together_or_are_reported_together(qw
     pictures = [{one.id for one in shown[first : first + 3]} for first in range(0, 48, 3)]
     assert all(ids <= chose or not ids & chose for ids in pictures)
     same = [replace(one, shows=("one",)) for one in examples]
-    with pytest.raises(UnusableExamples, match="48 examples of 1 pictures are too few"):
+    with pytest.raises(UnusableExamples, match="48 examples of 1 pictures"):
         drained(calibrate(qwen, same, settings))
 
 
@@ -252,9 +252,12 @@ def test_a_run_that_broke_goes_on_where_it_was_and_ends_as_if_it_had_not(
 def test_examples_that_cannot_be_used_are_named(qwen, planted):
     _, examples = planted
     bad = [example(100, "zebra"), example(101, labels=("cat",)), example(102, "")]
+    bad.append(example(103, messages=asked(None, "say <|image_pad|>")))  # plays a picture
+    bad.append(example(104, messages=asked(None, "the king of arda " * 300)))
+    bad.append(example(105, pictures=[Image.new("RGB", (1, 400))]))  # the processor refuses it
     report, _ = drained(calibrate(qwen, [*examples, *bad], SETTINGS))
-    assert {d.id for d in report.dropped} == {"100", "101", "102"}
-    with pytest.raises(UnusableExamples, match="too few"):
+    assert {d.id for d in report.dropped} == {str(100 + n) for n in range(6)}
+    with pytest.raises(UnusableExamples, match="4 at least"):
         drained(calibrate(qwen, examples[:6], SETTINGS))
     nowhere = replace(SETTINGS, places=(Place(source=9, target=0),))
     with pytest.raises(UnusableExamples, match="nowhere"):

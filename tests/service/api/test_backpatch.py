@@ -23,6 +23,7 @@ from service.calibrating import CALIBRATE, Calibrations, identity, payload_of
 from service.calibration_examples import examples_of, of_archive
 from service.client import Tiller, TillerError
 from service.errors import BadRequest, TooMuch
+from service.registry.kinds import POLICY
 from service.schema_backpatch import CalibrationBody
 from service.settings import Limits, Model, Server, Settings
 
@@ -212,6 +213,12 @@ REFUSED = [
     ({"search": {"keep": 0}}, 422, "search.keep"),
     ({"metric": "bleu"}, 422, "metric"),
     ({"save": {"name": "No Name"}}, 422, "save.name"),
+    ({"examples": rows(7)}, 422, "examples"),
+    ({"examples": [row(n, image=uri(png(n % 3))) for n in range(12)]}, 422, "examples"),
+    ({"examples": rows(12), "choosing": 0.9}, 422, "choosing"),
+    ({"examples": rows(12), "choosing": 0.05}, 422, "choosing"),
+    ({"labels": ["cat"]}, 422, "labels"),
+    ({"labels": [], "examples": [row(n, answer="cat") for n in range(12)]}, 422, "labels"),
     ({"sav": {"name": "typo"}}, 422, "sav"),
 ]
 
@@ -222,6 +229,14 @@ def test_what_cannot_be_calibrated_is_refused_by_name(http, changes, status, par
     assert answer.status_code == status, answer.text
     assert answer.json()["param"] == param, answer.text
     assert answer.json()["remedy"]
+
+
+def test_a_preset_that_would_have_the_name_of_something_else_is_refused_at_once(service, http):
+    presets = service[1].registry.presets
+    presets.put("default", POLICY, "taken", MODEL, "any", {"a": 1}, actor="test")
+    answer = ask(http, save={"name": "taken"}, seed=7)
+    assert (answer.status_code, answer.json()["code"]) == (409, "kind_differs")
+    assert answer.json()["param"] == "name"
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(http):
