@@ -127,13 +127,16 @@ def dataset_of(body: DatasetBody, limits: Limits | None = None) -> Dataset:
 
 def _shown(body: DatasetBody, limits: Limits) -> Iterator[PictureText]:
     """Rows with pictures: each is looked at and decoded once before it is kept."""
-    total = 0
+    total = pixels = 0
     for number, row in enumerate(body.pictures):
         told = row.model_dump()
         for key in ("clean", "corrupted"):
             param = f"pictures[{number}].{key}"
             data = from_data_uri(told[key], param, limits)
             check_pixels(pixels_of(data, param), limits.input_pixels, param)
+            pixels += pixels_of(data, param)
+            if pixels > limits.dataset_pixels:
+                raise TooMuch("pictures", pixels, limits.dataset_pixels, " pixels together")
             decoded(data, param)
             total += len(data)
             if total > limits.calibration_bytes:

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import BadRequest, BodyTooLarge, TooManyPictures, TooMuch
 from service.problems import answer
 from service.schema import EditUse, FactBody, ImageBody
+from service.schema_evaluations import DatasetBody
 from service.settings import Limits
 
 
@@ -92,6 +93,16 @@ def check_fact(body: FactBody, limits: Limits) -> None:
             remedy="Say what the prompt shall mean: `target`, or `target_images`.",
             param="target",
         )
+
+
+def check_dataset(body: DatasetBody, limits: Limits) -> None:
+    """Refuse rows that could not be looked at within seconds: the request waits for it."""
+    sent = {"pairs": body.pairs, "swaps": body.swaps, "rows": body.rows}
+    counts = {"n": body.n if body.generator else 0, **{k: len(v) for k, v in sent.items()}}
+    within({key: (count, limits.dataset_rows) for key, count in counts.items()})
+    for key in sent:
+        texts = len(body.model_dump_json(include={key})) if sent[key] else 0
+        within({key: (texts, limits.dataset_characters)})
 
 
 def within(asked: dict[str, tuple[float, float]]) -> None:

@@ -211,6 +211,12 @@ class Limits(Section):
     """Of their pictures together, unpacked."""
     calibration_plans: Annotated[int, Ge(1)] = 4000
     """That one of them tries."""
+    dataset_rows: Annotated[int, Ge(1)] = 5000
+    """Of one data set: they are put into the model's tokens while the request waits."""
+    dataset_characters: Annotated[int, Ge(1)] = 10_000_000
+    """Of its texts together."""
+    dataset_pixels: Annotated[int, Ge(64)] = 2**28
+    """Of its pictures together, which are decoded while the request waits."""
     pictures_bytes: Annotated[int, Ge(2**20)] = 512 * 2**20
     pictures_seconds: Annotated[float, Gt(0)] = 3600.0
     """How long a picture's address works."""

@@ -21,6 +21,7 @@ from service.evidence_errors import NoSuchArtifact, WrongRows
 from service.evidence_kinds import KINDS, unzipped, zipped
 from service.evidence_policies import keep_policy, policies
 from service.evidence_vectors import check_saving
+from service.limits import check_dataset
 from service.questions import CheckRows
 from service.registry.kinds import DATASET, EVALUATION
 from service.registry.records import Edit, Version
@@ -49,6 +50,7 @@ async def make_dataset(
 ) -> JSONResponse:
     """Rows, or what a generator draws; rows that the model cannot use are told one by one."""
     host = bench.host(body.model)
+    await asyncio.to_thread(check_dataset, body, bench.settings.limits)
     card = await host.card()
     dataset = await asyncio.to_thread(dataset_of, body, bench.settings.limits)
     # Only a language model's tokens say now which rows fall out; others say it in the evaluation.

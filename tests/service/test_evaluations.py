@@ -75,6 +75,13 @@ def test_a_data_set_says_how_many_rows_the_model_can_use(tiller, names):
     assert again["id"] == names["id"]
 
 
+def test_more_rows_than_a_request_waits_for_are_refused(http):
+    asked = {"model": MODEL, "generator": "ioi", "vocabulary": "miniature", "n": 5001}
+    refused = http.post("/v1/datasets", json=asked)
+    assert (refused.status_code, refused.json()["param"]) == (422, "n"), refused.text
+    assert refused.json()["code"] == "too_much" and "5000" in refused.json()["remedy"]
+
+
 def test_rows_that_are_sent_fall_out_one_by_one(tiller):
     pair = {"clean": "a", "corrupted": "b", "correct": " A", "incorrect": " B"}
     swap = {
