@@ -70,6 +70,14 @@ def seeing_qwen_processor(*, patch: int = 8, least: int = 32 * 32) -> Any:
     )
 
 
+def marked(tokenizer: Any, *marks: str) -> Any:
+    """The tokenizer with these marks, each a token of its own."""
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": list(marks)}, replace_extra_special_tokens=False
+    )
+    return tokenizer
+
+
 def text_settings(tokenizer: Any) -> dict[str, Any]:
     """What the configuration of a tiny decoder that sees says."""
     return {**settings(tokenizer), "max_position_embeddings": 512}

@@ -25,7 +25,7 @@ from models.eyes import without_video
 from models.pixtral_processor import PixtralProcessor
 from models.toys_decoders import TALK, toy_llama_tokenizer
 from models.toys_lm import KNOWN, behind_spaces, grown, numbered, toy_qwen_tokenizer
-from models.toys_sight import QWEN_TEMPLATE, seeing_qwen_tokenizer
+from models.toys_sight import QWEN_TEMPLATE, marked, seeing_qwen_tokenizer
 
 SIDE = 8
 """Pixels of the side of a visual token, where a family keeps a picture's shape."""
@@ -108,7 +108,7 @@ def qwen_ids(tokenizer: Any) -> dict[str, Any]:
 
 def llava_processor() -> LlavaProcessor:
     """LLaVA 1.5's: every picture is cut to a square of 9 tokens."""
-    tokenizer = _marked(toy_llama_tokenizer(), "<image>", "<pad>")
+    tokenizer = marked(toy_llama_tokenizer(), "<image>", "<pad>")
     tokenizer.pad_token = "<pad>"  # noqa: S105 - a mark
     pictures = LlavaImageProcessorPil(
         size={"shortest_edge": 12}, crop_size={"height": 12, "width": 12}
@@ -130,7 +130,7 @@ def onevision_processor() -> Any:
     )
     return without_video(LlavaOnevisionProcessor)(
         pictures,
-        _marked(toy_qwen_tokenizer(TALK), "<image>", "<video>"),
+        marked(toy_qwen_tokenizer(TALK), "<image>", "<video>"),
         num_image_tokens=4,
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_9",
@@ -166,12 +166,4 @@ def toy_tekken_tokenizer() -> PreTrainedTokenizerFast:
     )
     named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=spelled, **named)
-    return _marked(tokenizer, *_TEKKEN_MARKS)
-
-
-def _marked(tokenizer: Any, *marks: str) -> Any:
-    """The tokenizer with these marks, each a token of its own."""
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": list(marks)}, replace_extra_special_tokens=False
-    )
-    return tokenizer
+    return marked(tokenizer, *_TEKKEN_MARKS)

@@ -19,17 +19,12 @@ from transformers.models.paligemma.processing_paligemma import EXTRA_TOKENS, IMA
 
 from models.toys_decoders import TALK, toy_gpt2_tokenizer, toy_llama_tokenizer
 from models.toys_lm import toy_gemma_tokenizer, toy_qwen_tokenizer
+from models.toys_sight import marked
+from models.toys_vision import EYES
 
-SIDE = 16
+TILE = 16
 """Pixels of a picture's or a tile's side."""
-EYES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "image_size": SIDE,
-    "patch_size": 4,
-}
+TILE_EYES: dict[str, Any] = {**EYES, "num_hidden_layers": 2, "image_size": TILE, "patch_size": 4}
 """What the configuration of a tiny vision tower says: 16 patches."""
 _TILED = (
     *("<fake_token_around_image>", "<global-img>", "<image>", "<end_of_utterance>"),
@@ -51,7 +46,7 @@ TILED_TEMPLATE = (
 
 def seeing_gemma_tokenizer() -> GemmaTokenizer:
     """Gemma 3's: the placeholder of a picture has the highest id, beyond the text's vocabulary."""
-    tokenizer = _marked(toy_gemma_tokenizer(f"{TALK} model"), "<start_of_turn>", "<end_of_turn>")
+    tokenizer = marked(toy_gemma_tokenizer(f"{TALK} model"), "<start_of_turn>", "<end_of_turn>")
     named = {
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
@@ -73,12 +68,12 @@ def seeing_qwen_tokenizer() -> Qwen2Tokenizer:
 
 def seeing_llama_tokenizer() -> LlamaTokenizer:
     """Idefics3's, with the marks of tiles."""
-    return _marked(toy_llama_tokenizer(), *_TILED)
+    return marked(toy_llama_tokenizer(), *_TILED)
 
 
 def seeing_gpt2_tokenizer() -> GPT2Tokenizer:
     """SmolVLM's, with the marks of tiles."""
-    return _marked(toy_gpt2_tokenizer(), "<|im_start|>", *_TILED)
+    return marked(toy_gpt2_tokenizer(), "<|im_start|>", *_TILED)
 
 
 def toy_pali_processor() -> PaliGemmaProcessor:
@@ -86,19 +81,11 @@ def toy_pali_processor() -> PaliGemmaProcessor:
     tokenizer = toy_gemma_tokenizer(TALK)
     tokenizer.add_tokens(EXTRA_TOKENS)  # places and shapes: released ones have them too
     _naming(tokenizer, {"image_token": IMAGE_TOKEN})
-    pictures = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_seq_length=16)
+    pictures = SiglipImageProcessorPil(size={"height": TILE, "width": TILE}, image_seq_length=16)
     return PaliGemmaProcessor(pictures, tokenizer)
-
-
-def _marked(tokenizer: Any, *marks: str) -> Any:
-    """The tokenizer with more special tokens."""
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": list(marks)}, replace_extra_special_tokens=False
-    )
-    return tokenizer
 
 
 def _naming(tokenizer: Any, named: dict[str, str]) -> Any:
     """The tokenizer with special tokens that are its attributes too, as processors ask for."""
     tokenizer._set_model_specific_special_tokens(named)
-    return _marked(tokenizer, *named.values())
+    return marked(tokenizer, *named.values())

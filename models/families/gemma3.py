@@ -19,7 +19,7 @@ from models.decoder import TOWER
 from models.hosted import HostedModel
 from models.sight import Span, spans_of
 from models.toys_sight import save_seeing, text_settings
-from models.toys_vision_more import EYES, SIDE, seeing_gemma_tokenizer
+from models.toys_vision_more import TILE, TILE_EYES, seeing_gemma_tokenizer
 from models.vision_language import VisionLanguage
 
 _TEMPLATE = (
@@ -63,14 +63,18 @@ class Gemma3(VisionLanguage):
         }
         config = Gemma3Config(
             text_config=text,
-            vision_config={**EYES, "model_type": "siglip_vision_model", "vision_use_head": False},
+            vision_config={
+                **TILE_EYES,
+                "model_type": "siglip_vision_model",
+                "vision_use_head": False,
+            },
             mm_tokens_per_image=4,
             boi_token_index=tokenizer.boi_token_id,
             eoi_token_index=tokenizer.eoi_token_id,
             image_token_index=tokenizer.image_token_id,
             tie_word_embeddings=False,
         )
-        pictures = Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE})
+        pictures = Gemma3ImageProcessorPil(size={"height": TILE, "width": TILE})
         processor = Gemma3Processor(
             pictures, tokenizer, chat_template=_TEMPLATE, image_seq_length=4
         )

@@ -16,8 +16,8 @@ from transformers import (
 from models.tiled import Tiled
 from models.toys_sight import save_seeing, text_settings
 from models.toys_vision_more import (
-    EYES,
-    SIDE,
+    TILE,
+    TILE_EYES,
     TILED_TEMPLATE,
     seeing_llama_tokenizer,
 )
@@ -35,13 +35,13 @@ class Idefics3(Tiled):
         tokenizer: Any = seeing_llama_tokenizer()
         config = Idefics3Config(
             text_config={**text_settings(tokenizer)},
-            vision_config=EYES,
+            vision_config=TILE_EYES,
             scale_factor=2,
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
             tie_word_embeddings=False,
         )
         pictures = Idefics3ImageProcessorPil(
-            size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}
+            size={"longest_edge": 2 * TILE}, max_image_size={"longest_edge": TILE}
         )
         processor = Idefics3Processor(
             pictures, tokenizer, image_seq_len=4, chat_template=f"<s>{TILED_TEMPLATE}"

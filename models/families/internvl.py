@@ -12,7 +12,7 @@ from transformers import (
 
 from models.eyes import without_video
 from models.toys_sight import save_seeing, text_settings
-from models.toys_vision_more import EYES, SIDE, seeing_qwen_tokenizer
+from models.toys_vision_more import TILE, TILE_EYES, seeing_qwen_tokenizer
 from models.vision_language import VisionLanguage
 
 _TEMPLATE = (
@@ -37,7 +37,7 @@ class InternVL(VisionLanguage):
     def tiny(self, folder: Path, seed: int = 0) -> Path:
         """Tiles of 4 tokens, at most four and a view of the whole."""
         tokenizer: Any = seeing_qwen_tokenizer()
-        eyes: dict[str, Any] = {**EYES, "image_size": [SIDE] * 2, "patch_size": [4, 4]}
+        eyes: dict[str, Any] = {**TILE_EYES, "image_size": [TILE] * 2, "patch_size": [4, 4]}
         config = InternVLConfig(
             text_config={**text_settings(tokenizer), "model_type": "qwen2"},
             vision_config=eyes,
@@ -46,7 +46,7 @@ class InternVL(VisionLanguage):
             tie_word_embeddings=False,
         )
         pictures = GotOcr2ImageProcessorPil(
-            size={"height": SIDE, "width": SIDE}, crop_to_patches=True, max_patches=4
+            size={"height": TILE, "width": TILE}, crop_to_patches=True, max_patches=4
         )
         processor = without_video(InternVLProcessor)(
             pictures, tokenizer, image_seq_length=4, chat_template=_TEMPLATE

@@ -14,7 +14,7 @@ from transformers import (
 
 from models.prefix_read import PrefixRead
 from models.toys_sight import save_seeing, text_settings
-from models.toys_vision_more import EYES, toy_pali_processor
+from models.toys_vision_more import TILE_EYES, toy_pali_processor
 
 
 class PaliGemma(PrefixRead):
@@ -37,7 +37,11 @@ class PaliGemma(PrefixRead):
         }
         config = PaliGemmaConfig(
             text_config=text,
-            vision_config={**EYES, "model_type": "siglip_vision_model", "vision_use_head": False},
+            vision_config={
+                **TILE_EYES,
+                "model_type": "siglip_vision_model",
+                "vision_use_head": False,
+            },
             image_token_index=tokenizer.image_token_id,
             vocab_size=tokenizer.image_token_id,
             hidden_size=32,

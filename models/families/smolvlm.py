@@ -16,8 +16,8 @@ from models.eyes import Eyes
 from models.tiled import Tiled
 from models.toys_sight import save_seeing, text_settings
 from models.toys_vision_more import (
-    EYES,
-    SIDE,
+    TILE,
+    TILE_EYES,
     TILED_TEMPLATE,
     seeing_gpt2_tokenizer,
 )
@@ -58,13 +58,13 @@ class SmolVLM(Tiled):
         tokenizer: Any = seeing_gpt2_tokenizer()
         config = SmolVLMConfig(
             text_config={**text_settings(tokenizer)},
-            vision_config=EYES,
+            vision_config=TILE_EYES,
             scale_factor=2,
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
             tie_word_embeddings=False,
         )
         pictures = SmolVLMImageProcessorPil(
-            size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}
+            size={"longest_edge": 2 * TILE}, max_image_size={"longest_edge": TILE}
         )
         template = f"<|im_start|>{TILED_TEMPLATE}"
         processor = Stills(pictures, tokenizer, None, 4, chat_template=template)
