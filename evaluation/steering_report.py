@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.steering import Depth, Line, Result, SteeringReport, depth_told
+from evaluation.steering_result import Depth, Line, Result, SteeringReport, depth_told
 
 PAPER = """## What the papers found
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evaluation.steering import Depth, SteeringSettings, Way
+from evaluation.steering_result import Depth, SteeringSettings, Way
 from evaluation.topics import Labelled
 from evaluation.writing import Writer
 from models.hosted import HostedModel

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from service.settings import Model
 
 if TYPE_CHECKING:
-    from evaluation.steering import Result
+    from evaluation.steering_result import Result
     from evaluation.steering_ways import Topic
     from evaluation.topics import Labelled
 
@@ -49,8 +49,9 @@ def evaluate_steering_command(  # noqa: PLR0913, PLR0917 - one argument per opti
     """Steer towards every topic, filtered and not; table, JSON and a plot."""
     import torch
 
-    from evaluation.steering import SteeringReport, SteeringSettings, evaluate_steering
+    from evaluation.steering import evaluate_steering
     from evaluation.steering_report import steering_markdown, write_steering
+    from evaluation.steering_result import SteeringReport, SteeringSettings
     from evaluation.steering_ways import (
         depth_of,
         direction_ways,
@@ -121,7 +122,7 @@ def _write_labels(
     results: "Sequence[Result]", topics: "Sequence[Topic]", folder: Path
 ) -> list[Path]:
     """Per dictionary the features that steer, as `PUT /v1/saes/{id}/labels` takes them."""
-    from evaluation.steering import labels_found
+    from evaluation.steering_result import labels_found
 
     about, written = {topic.name: topic.about for topic in topics}, []
     for dictionary, labels in labels_found(results).items():

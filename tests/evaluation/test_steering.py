@@ -8,17 +8,16 @@ import pytest
 import torch
 
 from evaluation.errors import NothingToJudge
-from evaluation.steering import (
+from evaluation.steering import coherence, evaluate_steering
+from evaluation.steering_report import steering_markdown, write_steering
+from evaluation.steering_result import (
     Depth,
     Result,
     SteeringReport,
     SteeringSettings,
     Way,
-    coherence,
-    evaluate_steering,
     labels_found,
 )
-from evaluation.steering_report import steering_markdown, write_steering
 from evaluation.steering_ways import (
     Topic,
     depth_of,
