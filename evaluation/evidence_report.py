@@ -70,6 +70,8 @@ def _variable(told: Told) -> list[str]:
     lines += _table(("layer", "position", f"{told['metric']} by set", "mean"), rows)
     for name, others in told["indistinct"].items():
         lines += ["", f"**{name}** cannot tell the variable from {', '.join(others)}."]
+    if left_out := told.get("left_out", {}):
+        lines += ["", *(f"No {name}: {why['problem']}" for name, why in left_out.items())]
     nothing = told["control"].get("no_op", {})
     return [*lines, "", f"Doing nothing: {', '.join(f'{k} {_n(v)}' for k, v in nothing.items())}."]
 

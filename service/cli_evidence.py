@@ -2,26 +2,48 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Column, Table
 
+from evaluation.behaviours.errors import UnreadableRows
+from evaluation.behaviours.public import read_rows
 from service.asking import asked_at
 from service.calls import given
 from service.cli_shared import bar
 from service.client import Tiller
 from service.params import METHODS, not_finite
 
+_OWN = {"pairs": "clean", "swaps": "base"}
+"""By kind of rows a key that each of them has."""
+_FILES = (".json", ".jsonl", ".parquet")
 app = typer.Typer(no_args_is_help=True, help="Causal evidence: where it sits, and is it real?")
 out = Console()
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A hosted model.")]
 Task = Annotated[
-    str | None, typer.Option(help="ioi, mcqa, arithmetic-addition, arithmetic-subtraction, ravel")
+    str | None,
+    typer.Option(
+        help="ioi, mcqa, arithmetic-addition, arithmetic-subtraction, ravel; with --data ioi, "
+        "copycolors_mcqa, arc_easy, arc_challenge, arithmetic_addition, arithmetic_subtraction, "
+        "ravel"
+    ),
 ]
 Rows = Annotated[str | None, typer.Option("--dataset", help="A data set's id, instead of a task.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        exists=True,
+        dir_okay=False,
+        help="A file of rows (JSON, JSON lines, parquet): pairs, swaps, or with --task those of "
+        "one of MIB's public data sets.",
+    ),
+]
 Words = Annotated[str, typer.Option("--vocabulary", help="miniature or english")]
 Count = Annotated[int, typer.Option("-n", min=1, help="Rows that are drawn.")]
 Seed = Annotated[int, typer.Option(min=0)]
@@ -41,6 +63,7 @@ Key = Annotated[str | None, typer.Option(envvar="TILLER_API_KEY")]
 def circuit(  # noqa: PLR0913, PLR0917 - one argument per option
     task: Task = None,
     dataset: Rows = None,
+    data: Data = None,
     model: Model = "miniature-lm",
     method: Annotated[str, typer.Option(help="eap, eap-ig, exact, ifr, ugs, random, ...")] = (
         "eap-ig"
@@ -59,8 +82,8 @@ def circuit(  # noqa: PLR0913, PLR0917 - one argument per option
     """Which heads and MLPs carry a behaviour: CMD, CPR and faithfulness by size."""
     asked = {"method": METHODS.get(method, method), "level": level, "seed": seed, **_params(param)}
     with asked_at(url, api_key) as tiller:
-        rows = _dataset(tiller, model, dataset, task, vocabulary, n, seed, answers)
-        told = {"dataset": rows, "edits": edit or []}
+        source = _Source(dataset, data, task, vocabulary, n, seed, answers)
+        told = {"dataset": source.kept(tiller, model), "edits": edit or []}
         _show(tiller, _found(tiller, "circuit", model, asked, **told), output)
 
 
@@ -69,8 +92,13 @@ def variable(  # noqa: PLR0913, PLR0917 - one argument per option
     name: Annotated[str, typer.Argument(help="answer, ones_carry, capital, ...")],
     task: Task = None,
     dataset: Rows = None,
+    data: Data = None,
     model: Model = "miniature-lm",
     featurizer: Annotated[str, typer.Option(help="full, das, dbm, pca, sae, ...")] = "das",
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="A task of MIB whose own recipe counts: ioi_task, 4_answer_MCQA, ..."),
+    ] = None,
     save: Annotated[
         str | None, typer.Option(help="name or name@alias: keep the best unit's direction")
     ] = None,
@@ -88,13 +116,14 @@ def variable(  # noqa: PLR0913, PLR0917 - one argument per option
 ) -> None:
     """At which layer and token a causal variable sits: interchange interventions."""
     asked: dict[str, Any] = {"variable": name, "featurizer": {"kind": featurizer}, "seed": seed}
+    asked |= given({"benchmark": benchmark})
     if save is not None:
         kept, _, alias = save.partition("@")
         asked["save"] = given({"name": kept, "alias": alias or None, "toward": toward})
     with asked_at(url, api_key) as tiller:
         only = name if task == "ravel" else None
-        rows = _dataset(tiller, model, dataset, task, vocabulary, n, seed, variable=only)
-        told = {"dataset": rows, "edits": edit or []}
+        source = _Source(dataset, data, task, vocabulary, n, seed, variable=only)
+        told = {"dataset": source.kept(tiller, model), "edits": edit or []}
         found = _found(tiller, "causal_variable", model, {**asked, **_params(param)}, **told)
         _show(tiller, found, output)
 
@@ -106,6 +135,7 @@ def gate(  # noqa: PLR0913, PLR0917 - one argument per option
     variable: Annotated[str, typer.Option(help="answer, capital, ...")],
     task: Task = None,
     dataset: Rows = None,
+    data: Data = None,
     model: Model = "miniature-lm",
     vocabulary: Words = "miniature",
     n: Count = 120,
@@ -119,7 +149,8 @@ def gate(  # noqa: PLR0913, PLR0917 - one argument per option
     asked = {"sae": sae, "features": features, "variable": variable, "seed": seed}
     with asked_at(url, api_key) as tiller:
         only = variable if task == "ravel" else None
-        rows = _dataset(tiller, model, dataset, task, vocabulary, n, seed, variable=only)
+        source = _Source(dataset, data, task, vocabulary, n, seed, variable=only)
+        rows = source.kept(tiller, model)
         found = _found(tiller, "feature_gate", model, {**asked, **_params(param)}, dataset=rows)
         _show(tiller, found, output)
 
@@ -129,6 +160,7 @@ def advice(  # noqa: PLR0913, PLR0917 - one argument per option
     operation: Annotated[str, typer.Argument(help="sae, refact or backpatch")],
     task: Task = None,
     dataset: Rows = None,
+    data: Data = None,
     model: Model = "miniature-lm",
     vocabulary: Words = "miniature",
     n: Count = 24,
@@ -142,14 +174,17 @@ def advice(  # noqa: PLR0913, PLR0917 - one argument per option
     """At which layers to steer a model, to edit a text encoder, or to patch pictures back."""
     asked = {"operation": operation, "seed": seed, **_params(param)}
     with asked_at(url, api_key) as tiller:
-        rows = _dataset(tiller, model, dataset, task, vocabulary, n, seed, answers)
+        source = _Source(dataset, data, task, vocabulary, n, seed, answers)
+        rows = source.kept(tiller, model)
         _show(tiller, _found(tiller, "layer_advice", model, asked, dataset=rows), output)
 
 
 @app.command()
 def audit(  # noqa: PLR0913, PLR0917 - one argument per option
     edit: Annotated[list[str], typer.Argument(help="name or name@version")],
-    suite: Annotated[list[str], typer.Option("--suite", help="name=dataset id, or name=task")],
+    suite: Annotated[
+        list[str], typer.Option("--suite", help="name=dataset id, name=task, or name=file")
+    ],
     model: Model = "miniature-lm",
     vocabulary: Words = "miniature",
     n: Count = 40,
@@ -165,12 +200,62 @@ def audit(  # noqa: PLR0913, PLR0917 - one argument per option
     with asked_at(url, api_key) as tiller:
         suites = {}
         for told in suite:
-            name, _, source = told.partition("=")
-            kept = source if source.startswith("dataset-") else None
-            drawn = None if kept else source or name
-            suites[name] = _dataset(tiller, model, kept, drawn, vocabulary, n, seed, answers)
+            name, _, where = told.partition("=")
+            source = _suite(where or name, vocabulary, n, seed, answers)
+            suites[name] = source.kept(tiller, model)
         found = _found(tiller, "edit_audit", model, asked, suites=suites, edits=edit)
         _show(tiller, found, output)
+
+
+@app.command("list")
+def list_found(url: Url = None, api_key: Key = None) -> None:
+    """What was found: of which model, on which rows, and the one number that says most."""
+    table = Table(Column("evaluation", no_wrap=True), "kind", "model", "rows", "asked", "found")
+    with asked_at(url, api_key) as tiller:
+        for one in tiller.evaluations.list():
+            asked = ", ".join(_told(v) for v in one["asked"].values())
+            main = one["main"] or {"name": "", "value": ""}
+            found = f"{main['name']} {_told(main['value'])}"
+            table.add_row(one["id"], one["kind"], one["model"], _told(one["rows"]), asked, found)
+    out.print(table)
+
+
+@app.command()
+def datasets(url: Url = None, api_key: Key = None) -> None:
+    """Rows that are kept: of which task, for which model, how many it can use."""
+    table = Table(Column("dataset", no_wrap=True), "model", "rows", "n", "kept")
+    with asked_at(url, api_key) as tiller:
+        for one in tiller.datasets.list():
+            kept = ", ".join(f"{n} {rows}" for rows, n in one["kept"].items())
+            table.add_row(one["id"], one["model"], one["rows"], str(one["n"]), kept)
+    out.print(table)
+
+
+@app.command()
+def export(
+    evaluation: Annotated[str, typer.Argument(help="Its id.")],
+    task: Annotated[str, typer.Option(help="As MIB calls it: ioi, ..., ioi_task, ...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The zip.")],
+    model: Annotated[str | None, typer.Option(help="Of a circuit: gpt2, qwen2.5, ...")] = None,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """A zip in the layout of MIB's submissions."""
+    with asked_at(url, api_key) as tiller:
+        kind = tiller.evaluations.show(evaluation)["kind"]
+        format = "mib-circuit" if kind == "circuit" else "mib-causal-variable"
+        data = tiller.evaluations.export(evaluation, format, task, model)
+    output.write_bytes(data)
+    out.print(f"{output}  {len(data)} bytes", highlight=False, soft_wrap=True)
+
+
+def _told(value: Any) -> str:
+    """A value in a list's column."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_told(one)} {name}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_told, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _params(given: list[str] | None) -> dict[str, Any]:
@@ -188,32 +273,57 @@ def _params(given: list[str] | None) -> dict[str, Any]:
     return told
 
 
-def _dataset(  # noqa: PLR0913, PLR0917 - what is drawn
-    tiller: Tiller,
-    model: str,
-    dataset: str | None,
-    task: str | None,
-    vocabulary: str,
-    n: int,
-    seed: int,
-    answers: str = "whole",
-    variable: str | None = None,
-) -> str:
-    """The id of the data set that was named, or is drawn for the task."""
-    if dataset is not None:
-        return dataset
-    if task is None:
-        raise typer.BadParameter("name a --task, or a --dataset")
-    made = tiller.datasets.make(
-        model=model,
-        generator=task,
-        vocabulary=vocabulary,
-        n=n,
-        seed=seed,
-        answers=answers,
-        variable=variable,
-    )
-    return made["id"]
+@dataclass(frozen=True)
+class _Source:
+    """Where rows come from: a data set that is kept, a file, or a generator."""
+
+    dataset: str | None
+    data: Path | None
+    task: str | None
+    vocabulary: str
+    n: int
+    seed: int
+    answers: str = "whole"
+    variable: str | None = None
+
+    def kept(self, tiller: Tiller, model: str) -> str:
+        """The id of the data set."""
+        if self.dataset is not None:
+            return self.dataset
+        asked: dict[str, Any] = {"answers": self.answers, "variable": self.variable}
+        if self.data is not None:
+            return tiller.datasets.make(model=model, **asked, **_rows(self.data, self.task))["id"]
+        if self.task is None:
+            raise typer.BadParameter("name a --task, a --dataset, or a file of rows with --data")
+        asked |= {"vocabulary": self.vocabulary, "n": self.n, "seed": self.seed}
+        return tiller.datasets.make(model=model, generator=self.task, **asked)["id"]
+
+
+def _suite(where: str, vocabulary: str, n: int, seed: int, answers: str) -> _Source:
+    """A suite's rows by an id, by a file, or by a task."""
+    kept = where if where.startswith("dataset-") else None
+    file = Path(where) if kept is None and Path(where).suffix in _FILES else None
+    drawn = where if kept is None and file is None else None
+    return _Source(kept, file, drawn, vocabulary, n, seed, answers)
+
+
+def _rows(file: Path, task: str | None) -> dict[str, Any]:
+    """The request's keys for the rows of a file: a public task's, or pairs or swaps of one's own.
+
+    Raises:
+        BadParameter: It cannot be read, or nobody can tell what its rows are.
+    """
+    try:
+        rows = read_rows(file)
+    except UnreadableRows as error:
+        raise typer.BadParameter(f"{error.problem} {error.remedy}") from None
+    if task is not None:
+        return {"task": task, "rows": rows}
+    for key, first in _OWN.items():
+        if rows and all(first in row for row in rows):
+            return {key: rows}
+    told = " or ".join(f"{key} (each row has {first!r})" for key, first in _OWN.items())
+    raise typer.BadParameter(f"{file} holds neither {told}; with --task, a public data set's rows")
 
 
 def _found(

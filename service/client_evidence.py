@@ -25,6 +25,8 @@ def _make_dataset(  # noqa: PLR0913 - the request's keys
     pairs: Sequence[Json] = (),
     swaps: Sequence[Json] = (),
     pictures: Sequence[Json] = (),
+    task: str | None = None,
+    rows: Sequence[Json] = (),
     generator: str | None = None,
     vocabulary: str | None = None,
     n: int | None = None,
@@ -34,12 +36,14 @@ def _make_dataset(  # noqa: PLR0913 - the request's keys
     variable: str | None = None,
     answers: str | None = None,
 ) -> Call[Json]:
-    """Keep rows, or what a generator draws; the answer says which rows fall out."""
+    """Keep rows, a public task's rows, or what a generator draws; says which rows fall out."""
     asked = {
         "model": model,
         "pairs": list(pairs) or None,
         "swaps": list(swaps) or None,
         "pictures": list(pictures) or None,
+        "task": task,
+        "rows": list(rows) or None,
         "generator": generator,
         "vocabulary": vocabulary,
         "n": n,

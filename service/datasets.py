@@ -1,13 +1,16 @@
-"""Data sets of prompts and pictures: sent row by row, or drawn; kept by their content."""
+"""Data sets of prompts and pictures: sent row by row, published, or drawn; kept by content."""
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from evaluation.behaviours.attributes import swaps_of
+from evaluation.behaviours.errors import UnreadableRows
 from evaluation.behaviours.pairs import Dropped, Pair, prepare
+from evaluation.behaviours.public import PAIRED_TASKS, asking, public_pairs, public_swaps
 from evaluation.behaviours.swaps import SwapText, prepare_swaps
 from evaluation.tracing_pictures import PicturePair, prepare_pictures
 from models.hosted import HostedModel
@@ -55,7 +58,7 @@ class Dataset:
 
     Attributes:
         answers: Whether answers are one token, or known by their first.
-        made: By which generator; empty for rows that were sent.
+        made: By which generator, or of which public task; empty for rows that were sent.
     """
 
     pairs: tuple[Pair, ...]
@@ -74,7 +77,7 @@ class Dataset:
         """From such bytes."""
         told = json.loads(data)
         return cls(
-            pairs=tuple(Pair(**{**row, "alike": tuple(row["alike"])}) for row in told["pairs"]),
+            pairs=tuple(map(_pair, told["pairs"])),
             swaps=tuple(_swap(row) for row in told["swaps"]),
             answers=told["answers"],
             made=told["made"],
@@ -92,6 +95,10 @@ class Dataset:
         )
 
 
+def _pair(row: Mapping[str, Any]) -> Pair:
+    return Pair(**{**row, "alike": tuple(row["alike"])})
+
+
 def _swap(row: Mapping[str, Any]) -> SwapText:
     places = {name: (here, there) for name, (here, there) in row["positions"].items()}
     signs = {name: (token, position) for name, (token, position) in row["signs"].items()}
@@ -103,10 +110,15 @@ def dataset_of(body: DatasetBody, limits: Limits | None = None) -> Dataset:
 
     Raises:
         UnknownSet, UnknownVariable: The generator has none of that name.
+        UnreadableRows: Rows that are not the task's, or none of which can be used.
         BadPicture, NotAnImage, TooMuch: A picture, by its key.
     """
+    if body.task is not None:
+        return published(
+            body.task, body.rows, body.pair_set, body.sets, body.variable, body.answers
+        )
     if body.generator is None:
-        pairs = tuple(Pair(**row.model_dump()) for row in body.pairs)
+        pairs = tuple(_pair(row.model_dump()) for row in body.pairs)
         swaps = tuple(_sent(row) for row in body.swaps)
         shown = tuple(_shown(body, limits or Limits()))
         return Dataset(pairs=pairs, swaps=swaps, answers=body.answers, made={}, pictures=shown)
@@ -123,6 +135,50 @@ def dataset_of(body: DatasetBody, limits: Limits | None = None) -> Dataset:
         answers=body.answers,
         made={key: getattr(body, key) for key in keys},
     )
+
+
+def published(
+    task: str,
+    rows: Sequence[Mapping[str, Any]],
+    pair_set: str | None = None,
+    sets: Sequence[str] = (),
+    variable: str | None = None,
+    answers: Literal["whole", "first"] = "whole",
+) -> Dataset:
+    """Rows of a public task as pairs and as interchanges.
+
+    What has no such counterfactual falls out: `made` tells how many rows, and why.
+
+    Raises:
+        UnreadableRows: Rows that are not the task's, or none of which can be used.
+        UnknownVariable: No row asks for it.
+    """
+    some = rows if variable is None else asking(rows, variable)
+    paired = task in PAIRED_TASKS
+    pairs = public_pairs(task, some, pair_set) if paired else None
+    swaps = public_swaps(task, some, tuple(sets) or None)
+    left = {"swaps": swaps.dropped, **({} if pairs is None else {"pairs": pairs.dropped})}
+    if not swaps.swaps and (pairs is None or not pairs.pairs):
+        reasons = [row.reason for some in left.values() for row in some]
+        raise UnreadableRows(task, f"none of {len(rows)} rows can be used: {reasons[0]}")
+    return Dataset(
+        pairs=() if pairs is None else pairs.pairs,
+        swaps=swaps.swaps,
+        answers=answers,
+        made={
+            "task": task,
+            "rows": len(rows),
+            "pair_set": pair_set,
+            "sets": list(sets),
+            "variable": variable,
+            "left_out": {name: _reasons(some) for name, some in left.items()},
+        },
+    )
+
+
+def _reasons(dropped: Sequence[Dropped]) -> dict[str, int]:
+    """How many rows fell out for which reason, the commonest first."""
+    return dict(Counter(row.reason for row in dropped).most_common())
 
 
 def _shown(body: DatasetBody, limits: Limits) -> Iterator[PictureText]:
@@ -152,6 +208,7 @@ def _sent(row: SwapRow) -> SwapText:
         name: (_end(row.base, here), _end(row.counterfactual, there))
         for name, (here, there) in row.positions.items()
     } | {"last_token": (None, None)}
+    told["signs"] = {name: (token, position) for name, (token, position) in row.signs.items()}
     return SwapText(**told)
 
 
@@ -195,6 +252,7 @@ def keep(  # noqa: PLR0913, PLR0917 - what a version is made of
         "n": max(len(dataset.pairs), len(dataset.swaps), len(dataset.pictures)),
         "answers": dataset.answers,
         "made": dict(dataset.made),
+        "kept": {rows: counted["kept"] for rows, counted in report.items()},
     }
     return registry.edits.register(
         tenant,

@@ -38,6 +38,7 @@ from service.evidence_kinds import (
     zipped,
 )
 from service.evidence_notes import Page, key_of
+from service.evidence_summaries import summary_of
 from service.evidence_vectors import registered
 from service.jobs import JobRunner, Task, Ticket
 from service.orders import EditOrder
@@ -212,6 +213,7 @@ class Evaluator:
     def _kept(self, job: Job, found: Found) -> dict[str, Any]:
         """Keep the files, the verdicts and the direction; what the job comes to."""
         header: dict[str, Any] = {"kind": job.kind, "artifacts": sorted(found.files)}
+        header["summary"] = summary_of(job.kind, found.report)
         if found.saved is not None:
             provenance = found.report["provenance"]
             header["vector"] = registered(self.registry, job, found.saved, provenance)

@@ -65,7 +65,7 @@ def check_places(settings: Any, card: Card, dataset: Dataset) -> None:
     """Refuse a variable, layers, heads or positions that the rows or the model do not have.
 
     Raises:
-        BadStudy: No row names the variable.
+        BadStudy: No row names the variable; rows without what the metric is measured with.
         UnknownUnit: A place, with the range that there is.
     """
     variable = getattr(settings, "variable", None)
@@ -77,12 +77,24 @@ def check_places(settings: Any, card: Card, dataset: Dataset) -> None:
             f"No row expects anything of {variable!r}; the rows know {', '.join(known)}.",
             "params.variable",
         )
+    if getattr(settings, "metric", None) == "logit_difference":
+        _check_signs(variable, dataset)
     positions = {ALL, *(name for swap in dataset.swaps for name in swap.positions)}
     for path, layer, head, position in _places(settings):
         _check_place(path, layer, head, card)
         if position is not None and position not in positions:
             problem = f"the rows name {', '.join(sorted(positions))}."
             raise UnknownUnit(f"position {position!r}", problem, path)
+
+
+def _check_signs(variable: str, dataset: Dataset) -> None:
+    lacking = [s for s in dataset.swaps if not s.distractor or variable not in s.signs]
+    if lacking:
+        raise BadStudy(
+            f"{len(lacking)} of {len(dataset.swaps)} rows have no distractor, or no signs of "
+            f"{variable!r}, so no logit difference.",
+            "params.metric",
+        )
 
 
 def _places(settings: Any) -> Iterator[tuple[str, int | None, int | None, str | None]]:

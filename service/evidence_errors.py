@@ -82,12 +82,24 @@ class EvaluationTooLong(Refusal):
 
 
 class NoSuchArtifact(Refusal):
-    """An evaluation has no file of that name, or nothing to export in that format."""
+    """An evaluation has no file of that name, or nothing to export in that format.
 
-    def __init__(self, evaluation: str, name: str, there: Sequence[str]) -> None:
+    Args:
+        left_out: Of a file that its kind has, why this evaluation's was left out, and what to do.
+    """
+
+    def __init__(
+        self,
+        evaluation: str,
+        name: str,
+        there: Sequence[str],
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
+        has = f"It has: {', '.join(there)}."
+        why = "" if left_out is None else f" {left_out['problem']}"
         super().__init__(
-            f"{evaluation} has no {name!r}.",
-            remedy=f"It has: {', '.join(there)}.",
+            f"{evaluation} has no {name!r}.{why}",
+            remedy=has if left_out is None else f"{left_out['remedy']} {has}",
             param="name",
         )
 

@@ -27,6 +27,7 @@ from evaluation.evidence_report import page
 from evaluation.gate_bars import plot as draw_gates
 from evaluation.gates import Gate, gate
 from evaluation.noted import Noted, Stage, scores_data, scores_of
+from evaluation.variables.benchmark import placed
 from evaluation.variables.featurizers import Directions, Featurizer
 from evaluation.variables.heatmap import plot
 from evaluation.variables.report import VariableReport
@@ -43,6 +44,7 @@ from service.datasets import Dataset
 from service.evidence_vectors import Save, Saved, saved, vector_toward
 from service.registry.blobs import digest_of
 from service.registry.tables import canonical
+from service.schema_evaluations import settings_of
 from steerers.dictionary import Dictionary
 
 _DRAWN = (60, 200, 600)
@@ -50,8 +52,8 @@ _DRAWN = (60, 200, 600)
 _JSON_EDGES = 50_000
 """Graphs with more are told in `importances.pt` only."""
 _SUBMITTED_BYTES = 2**29
-"""Larger folders of featurizers (a rotation is kept with a square matrix, twice) are left to
-`evaluation.variables.submission`, which writes them from `featurizers.safetensors`."""
+"""Larger folders of featurizers (a rotation is kept with a square matrix, twice) are left out."""
+_SUBMITTED = "featurizers.zip"
 _SCORES, _FEATURIZERS = "scores", "featurizers"
 """Names of notes."""
 _ELSEWHERE = 20
@@ -159,7 +161,8 @@ def _circuit(subject: Subject) -> Work:
             draw_circuit(found.graph, found.scores, best, folder / "circuit.png", shown)
         draw_curve(found.found, folder / "curve.png", shown)
         files.write_pt(folder / "importances.pt", found.graph, found.scores)
-        if found.graph.edges <= _JSON_EDGES:
+        left_out = {} if found.graph.edges <= _JSON_EDGES else {"importances.json": _large(found)}
+        if not left_out:
             files.write_json(folder / "importances.json", found.graph, found.scores)
         made = _read(folder)
     if found.settings.way == "greedy":
@@ -168,9 +171,16 @@ def _circuit(subject: Subject) -> Work:
             parity = found.settings.quirks
             files.write_grown(Path(name), found.graph, found.scores, parity)
             made["memberships.zip"] = zipped(_read(Path(name)))
-    return Found(
-        report=found.as_dict(), files={**made, "importances.safetensors": found.importances()}
-    )
+    made["importances.safetensors"] = found.importances()
+    return Found(report={**found.as_dict(), "left_out": left_out}, files=made)
+
+
+def _large(found: CircuitReport) -> dict[str, str]:
+    return {
+        "problem": f"Its {found.graph.edges} edges are more than the {_JSON_EDGES} that are "
+        "told one by one.",
+        "remedy": "Take importances.pt, which evaluators read too.",
+    }
 
 
 def _strongest(found: CircuitReport) -> Subgraph | None:
@@ -199,12 +209,14 @@ def _variable(subject: Subject) -> Work:
     made["featurizers.safetensors"] = stored(found.featurizers, header)
     for number, value in enumerate(subject.settings.toward):
         made[f"toward-{number}.safetensors"] = vector_toward(hosted, told.kept, found, value).data
-    if _exportable(found):
+    left_out = _unsubmitted(found)
+    if not left_out:
         widths = {unit: width(hosted, unit) for handle, _ in found.featurizers for unit in handle}
         with TemporaryDirectory(prefix="tiller-featurizers-") as name:
             export(found.featurizers, Path(name), widths)
-            made["featurizers.zip"] = zipped(_read(Path(name)))
-    report = {**found.as_dict(), "model_class": type(hosted.modules["lm"]).__name__}
+            made[_SUBMITTED] = zipped(_read(Path(name)))
+    model_class = type(hosted.modules["lm"]).__name__
+    report = {**found.as_dict(), "model_class": model_class, "left_out": left_out}
     save: Save | None = subject.settings.save
     kept = None if save is None else saved(hosted, told.kept, found, save)
     return Found(report=report, files=made, saved=kept)
@@ -256,13 +268,29 @@ def _placed(one: Featurizer, device: torch.device) -> Featurizer:
     return replace(one, features=Directions(rotation=one.features.rotation.to(device)))
 
 
-def _exportable(found: VariableReport) -> bool:
-    """SAEs cannot be submitted, nor can a mask that chose nothing, nor is too much written."""
-    kinds = {featurizer.kind for _, some in found.featurizers for featurizer in some}
-    empty = any(featurizer.empty for _, some in found.featurizers for featurizer in some)
-    if empty or any("sae" in kind for kind in kinds):
-        return False
-    return submission_bytes(found.featurizers) <= _SUBMITTED_BYTES
+def _unsubmitted(found: VariableReport) -> dict[str, dict[str, str]]:
+    """Why there is no folder to submit, and what to do; nothing if there is one."""
+    every = [featurizer for _, some in found.featurizers for featurizer in some]
+    if any("sae" in featurizer.kind for featurizer in every):
+        problem = "MIB's evaluator reads no SAEs."
+        remedy = 'Ask for another featurizer ("das", "dbm_pca", ...).'
+    elif any(featurizer.empty for featurizer in every):
+        problem = "A mask chose no feature, which MIB's evaluator takes for all of them."
+        remedy = "Name the layers and positions whose masks chose some, or train longer."
+    elif (size := submission_bytes(found.featurizers)) > _SUBMITTED_BYTES:
+        problem = (
+            f"It would have {size / 1e6:.0f} MB, and no more than {_SUBMITTED_BYTES / 1e6:.0f} MB "
+            "are kept: each rotation comes twice, each time with a square matrix."
+        )
+        remedy = (
+            "Ask for fewer layers or positions at a time; the cells' folders stand side by side in "
+            "one submission. Or take featurizers.safetensors, which has every rotation once, "
+            "and write the folder on your own machine with evaluation.variables.stored.restored "
+            "and evaluation.variables.submission.export."
+        )
+    else:
+        return {}
+    return {_SUBMITTED: {"problem": problem, "remedy": remedy}}
 
 
 def _gates(subject: Subject) -> Work:
@@ -312,6 +340,16 @@ def _audit(subject: Subject) -> Work:
     asked = replace(subject.settings, answers=whole)
     found = yield from audit(subject.hosted, subject.edits, suites, asked, subject.noted)
     return Found(report=found.as_dict(), files={"audit.png": audit_png(found)})
+
+
+def asked_of(kind: str, params: Mapping[str, Any], seed: int | None = None) -> Any:
+    """The settings of a kind, with the places and the metric that a benchmark names.
+
+    Raises:
+        UnknownKey, BadRequest: See `settings_of`.
+    """
+    settings = settings_of(KINDS[kind].settings, params, seed)
+    return placed(settings) if isinstance(settings, CausalVariable) else settings
 
 
 KINDS: Mapping[str, Kind] = {

@@ -12,9 +12,19 @@ from service.params import not_finite, spelled_out
 from service.schema import Body
 
 Generator = Literal["ioi", "mcqa", "arithmetic-addition", "arithmetic-subtraction", "ravel"]
+PublicTask = Literal[
+    "ioi",
+    "copycolors_mcqa",
+    "arc_easy",
+    "arc_challenge",
+    "arithmetic_addition",
+    "arithmetic_subtraction",
+    "ravel",
+]
 KindName = Literal["circuit", "causal_variable", "feature_gate", "layer_advice", "edit_audit"]
 _Prompt = Annotated[str, Field(min_length=1, max_length=20_000)]
 _Answer = Annotated[str, Field(max_length=1_000)]
+_Signs = Annotated[list[Literal[-1, 1]], Field(min_length=2, max_length=2)]
 _Places = Annotated[list[_Prompt], Field(min_length=2, max_length=2)]
 _Key = Annotated[str, Field(min_length=1, max_length=200)]
 _MOST_ROWS = 20_000
@@ -30,6 +40,8 @@ class PairRow(Body):
     corrupted: _Prompt
     correct: Annotated[str, Field(min_length=1, max_length=1_000)]
     incorrect: Annotated[str, Field(min_length=1, max_length=1_000)]
+    alike: Annotated[list[_Answer], Field(max_length=10)] = Field(default_factory=list)
+    """Further answers that must have as many tokens as these, or the row falls out."""
 
 
 class SwapRow(Body):
@@ -44,6 +56,10 @@ class SwapRow(Body):
     """By name a part of either prompt, whose last token is meant; `last_token` is always there."""
     of_set: Annotated[str, Field(max_length=200)] = ""
     """The set of counterfactuals that it belongs to."""
+    distractor: _Answer = ""
+    """The other candidate in the base, whose logit `logit_difference` takes from the answer's."""
+    signs: Annotated[dict[_Key, _Signs], Field(max_length=20)] = Field(default_factory=dict)
+    """By variable the signs of (token, position) in that difference after the swap."""
 
 
 class PictureRow(Body):
@@ -58,7 +74,7 @@ class PictureRow(Body):
 
 
 class DatasetBody(Body):
-    """`POST /v1/datasets`: rows, or a generator that draws them."""
+    """`POST /v1/datasets`: rows, a public task's rows as published, or a generator's."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)]
     pairs: Annotated[list[PairRow], Field(max_length=_MOST_ROWS)] = Field(default_factory=list)
@@ -69,6 +85,12 @@ class DatasetBody(Body):
         default_factory=list
     )
     """For `layer_advice` of `backpatch`."""
+    task: PublicTask | None = None
+    """Of MIB's public data sets: what `rows` are rows of."""
+    rows: Annotated[list[dict[str, JsonValue]], Field(max_length=_MOST_ROWS)] = Field(
+        default_factory=list
+    )
+    """As the data set is published; pairs and swaps are made of them."""
     generator: Generator | None = None
     vocabulary: Literal["miniature", "english"] = "english"
     n: Annotated[int, Field(ge=1, le=_MOST_ROWS)] = 100
@@ -78,18 +100,34 @@ class DatasetBody(Body):
     sets: Annotated[list[_Key], Field(max_length=20)] = Field(default_factory=list)
     """Counterfactuals of the interchanges; all of the task when left out."""
     variable: _Key | None = None
-    """`ravel`: rows that ask for it, and per other attribute half as many."""
+    """`ravel`: rows that ask for it, and per other attribute half as many (of `rows`: at most)."""
     answers: Literal["whole", "first"] = "whole"
     """`first`: answers of several tokens are known by their first, in pairs."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatasetBody":
-        rows = ", ".join(k for k in ("pairs", "swaps", "pictures") if getattr(self, k))
-        if rows and self.generator is not None:
-            raise ValueError(f"send rows ({rows}) or name a generator, not both")
-        if not rows and self.generator is None:
-            raise ValueError("send rows (pairs, swaps or pictures), or name a generator")
+        own = ", ".join(k for k in ("pairs", "swaps", "pictures") if getattr(self, k))
+        sources = [own, "task" if self.rows or self.task else "", self.generator or ""]
+        if sum(map(bool, sources)) > 1:
+            raise ValueError(f"send rows ({own or 'rows'}) or name a generator, not both")
+        if not any(sources):
+            raise ValueError(
+                "send rows (pairs, swaps or pictures), a task with its rows, or name a generator"
+            )
+        if bool(self.rows) != (self.task is not None):
+            raise ValueError("a public data set needs both task and rows, as published")
+        self._nothing_ignored()
         return self
+
+    def _nothing_ignored(self) -> None:
+        of_public = ("pair_set", "sets", "variable")
+        of_generator = (*of_public, "vocabulary", "n", "seed")
+        known = of_generator if self.generator else of_public if self.task else ()
+        for key in of_generator:
+            if key in self.model_fields_set and key not in known:
+                raise ValueError(f"rows were sent, and {key} says how rows are made")
+        if self.variable is not None and "ravel" not in (self.generator, self.task):
+            raise ValueError("only ravel takes variable; others have all their variables")
 
 
 class Budget(Body):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from evaluation.behaviours.behaviour import Alter, Behaviour, Row
 from evaluation.behaviours.causal import CausalModel, Values
-from evaluation.behaviours.errors import UnknownSet, UnknownVariable
+from evaluation.behaviours.errors import OddTable, UnknownSet, UnknownVariable
 from evaluation.behaviours.swaps import SwapText
 
 
@@ -33,7 +33,12 @@ class Wording:
 
 
 def attributes(wording: Wording) -> Behaviour:
-    """The behaviour in these words."""
+    """The behaviour in these words.
+
+    Raises:
+        OddTable: An entity that nothing can be asked of, or an attribute that is always the same.
+    """
+    _check(wording)
     return Behaviour(
         name="ravel",
         causal=causal_model(tuple(wording.prompts), wording.table),
@@ -76,9 +81,27 @@ def causal_model(names: Sequence[str], table: Mapping[str, Mapping[str, str]]) -
         mechanisms={
             "prompt": lambda v: v["template"].format(entity=v["entity"]),
             **{name: value_of(name) for name in names},
-            "answer": lambda v: f" {v[v['queried']]}" if v["queried"] else "",
+            "answer": _answer,
         },
     )
+
+
+def _answer(v: Values) -> str:
+    value = v[v["queried"]] if v["queried"] else ""
+    return f" {value}" if value else ""
+
+
+def _check(wording: Wording) -> None:
+    for entity, told in wording.table.items():
+        if not any(told.get(name) for name in wording.prompts):
+            raise OddTable(f"{entity} has none of {', '.join(wording.prompts)}")
+    for name in wording.prompts:
+        values = {told[name] for told in wording.table.values() if told.get(name)}
+        if len(values) < 2:
+            raise OddTable(f"{name} has {len(values)} values, and no other can be asked for")
+    odd = [form for forms in wording.prompts.values() for form in forms if "{entity}" not in form]
+    if odd or any("{entity}" not in form for form in wording.neutral):
+        raise OddTable("a form does not name {entity}")
 
 
 def swaps_of(

@@ -27,6 +27,17 @@ class UnknownSet(Refusal):
         )
 
 
+class OddTable(Refusal):
+    """A table of attributes from which not every counterfactual can be drawn."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"The table of attributes does not do: {problem}.",
+            remedy="Give every entity an attribute, and every attribute two values or more.",
+            param="table",
+        )
+
+
 class UnreadableRows(Refusal):
     """A file of prompts that cannot be read as the task's."""
 

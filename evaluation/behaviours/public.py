@@ -21,7 +21,7 @@ from evaluation.behaviours.arithmetic import Wording as Sum
 from evaluation.behaviours.arithmetic import causal_model as sum_model
 from evaluation.behaviours.behaviour import Row
 from evaluation.behaviours.choices import POINTED, places
-from evaluation.behaviours.errors import UnreadableRows
+from evaluation.behaviours.errors import UnknownVariable, UnreadableRows
 from evaluation.behaviours.indirect_object import SETS_SIGNS
 from evaluation.behaviours.pairs import Dropped, Pair
 from evaluation.behaviours.swaps import SwapText
@@ -90,10 +90,7 @@ def public_pairs(task: str, rows: Sequence[Told], of_set: str | None = None) -> 
     told, default = _PAIRS[task]
     pairs: list[Pair] = []
     dropped: list[Dropped] = []
-    for number, row, other in _with(rows, of_set or default, dropped):
-        if (reason := _unfit(task, row)) is not None:
-            dropped.append(Dropped(row=number, reason=reason))
-            continue
+    for number, row, other in _with(task, rows, of_set or default, dropped):
         with _Reading(task, number):
             pairs.append(told(row, other))
     return PublicPairs(pairs=tuple(pairs), dropped=tuple(dropped))
@@ -113,10 +110,7 @@ def public_swaps(task: str, rows: Sequence[Told], sets: Sequence[str] | None = N
     swaps: list[SwapText] = []
     dropped: list[Dropped] = []
     for name in sets or default:
-        for number, row, other in _with(rows, name, dropped):
-            if (reason := _unfit(task, row)) is not None:
-                dropped.append(Dropped(row=number, reason=reason))
-                continue
+        for number, row, other in _with(task, rows, name, dropped):
             with _Reading(task, number):
                 swaps.append(told(row, other, name))
     return PublicSwaps(swaps=tuple(swaps), dropped=tuple(dropped))
@@ -137,15 +131,24 @@ class _Reading:
 
 
 def _with(
-    rows: Sequence[Told], of_set: str, dropped: list[Dropped]
+    task: str, rows: Sequence[Told], of_set: str, dropped: list[Dropped]
 ) -> Iterator[tuple[int, Told, Told]]:
-    """The rows that have such a counterfactual, with their numbers."""
+    """The rows of the task that have such a counterfactual, with their numbers."""
     for number, row in enumerate(rows):
-        other = row.get(of_set + SUFFIX)
-        if other and other.get("prompt"):
+        with _Reading(task, number):
+            other = row.get(of_set + SUFFIX) or {}
+            reason = _unfit(task, row) if _asks(other) else f"it has no {of_set}{SUFFIX}"
+            if not _asks(row):
+                raise ValueError("it has no prompt")
+        if reason is None:
             yield number, row, other
         else:
-            dropped.append(Dropped(row=number, reason=f"it has no {of_set}{SUFFIX}"))
+            dropped.append(Dropped(row=number, reason=reason))
+
+
+def _asks(told: Told) -> bool:
+    prompt = told.get("prompt")
+    return isinstance(prompt, str) and bool(prompt)
 
 
 def _unfit(task: str, row: Told) -> str | None:
@@ -288,6 +291,27 @@ def _swap_attributes(rows: Sequence[Told]) -> Swapping:
     )
 
 
+def asking(rows: Sequence[Told], variable: str) -> list[Told]:
+    """RAVEL's rows for one variable: all that ask for it, half as many for each other attribute.
+
+    Raises:
+        UnknownVariable: The rows ask for other things only.
+    """
+    told = [row.get("attribute") for row in rows]
+    asked = [name if isinstance(name, str) else "" for name in told]
+    others = sorted({name for name in asked if name} - {variable})
+    most = asked.count(variable)
+    if not most:
+        raise UnknownVariable(variable, others)
+    left = dict.fromkeys(others, most // 2) | {variable: most}
+    kept: list[Told] = []
+    for row, name in zip(rows, asked, strict=True):
+        if left.get(name, 0) > 0:
+            left[name] -= 1
+            kept.append(row)
+    return kept
+
+
 _CHOICES = ("answerPosition", "randomLetter", "answerPosition_randomLetter")
 _PAIRS: Mapping[str, tuple[Callable[[Told, Told], Pair], str]] = {
     "ioi": (_names, "s2_io_flip"),
@@ -306,4 +330,4 @@ _SWAPS: Mapping[str, tuple[Callable[[Sequence[Told]], Swapping], tuple[str, ...]
     "arithmetic_subtraction": (_swap_numbers, ("random",)),
     "ravel": (_swap_attributes, ("attribute", "wikipedia")),
 }
-PUBLIC_TASKS = tuple(_SWAPS)
+PUBLIC_TASKS, PAIRED_TASKS = tuple(_SWAPS), tuple(_PAIRS)

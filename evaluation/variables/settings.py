@@ -1,6 +1,5 @@
-"""What a study of a causal variable is asked for; the benchmark's own recipes by task."""
+"""What a study of a causal variable is asked for."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -9,11 +8,13 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from evaluation.variables.objective import Coefficients
 from evaluation.variables.training import Recipe
 from evaluation.variables.trials import BUDGET
-from evaluation.variables.units import ALL, Unit
+from evaluation.variables.units import Unit
 
 Kind = Literal["full", "das", "dbm", "pca", "svd", "dbm_pca", "dbm_svd", "sae", "dbm_sae"]
 Control = Literal["full", "random_features", "no_op"]
 Metric = Literal["iia", "logit_difference"]
+Benchmark = Literal["4_answer_MCQA", "ARC_easy", "arithmetic", "ravel_task", "ioi_task"]
+"""MIB's tasks, as its submissions call them."""
 LEARNED: frozenset[Kind] = frozenset({"das", "dbm", "dbm_pca", "dbm_svd", "dbm_sae"})
 FITTED: frozenset[Kind] = frozenset({*LEARNED, "pca", "svd"})
 """Kinds that look at rows before they are scored, on other rows."""
@@ -57,6 +58,8 @@ class VariableStudy:
             scored on all rows, and so is everything if the caller brings rows of both kinds.
         seed: Of the split, of every start, of the batches' order and of random features.
         budget: Bytes of clean activations that are kept.
+        benchmark: The task of MIB whose own recipe, number of directions and way of scoring fill in
+            what is left as it is here (`evaluation.variables.benchmark`).
     """
 
     variable: Annotated[str, MaxLen(200)]
@@ -74,39 +77,4 @@ class VariableStudy:
     held_out: Annotated[float, Gt(0), Lt(1)] = 0.5
     seed: int = 0
     budget: Annotated[int, Ge(0)] = BUDGET
-
-
-IOI_UNITS = tuple(
-    Unit(layer=layer, head=head, position=ALL) for layer, head in ((7, 3), (7, 9), (8, 6), (8, 10))
-)
-"""Heads of GPT-2 small that the indirect object's task swaps jointly."""
-_EPOCHS_AND_BATCH: Mapping[str, tuple[int, int]] = {
-    "4_answer_MCQA": (8, 64),
-    "ARC_easy": (2, 48),
-    "arithmetic": (1, 256),
-    "ravel_task": (1, 128),
-    "ioi_task": (2, 256),
-}
-
-
-def benchmark_recipe(task: str, variable: str, model_class: str, width: int) -> tuple[Recipe, int]:
-    """The benchmark's own recipe and n, by its names of task, variable and class.
-
-    Args:
-        task: A key of the submission's folders, `4_answer_MCQA`, ...
-        variable: Of the task.
-        model_class: `GPT2LMHeadModel`, `LlamaForCausalLM`, ...
-        width: Of the unit.
-    """
-    epochs, batch = _EPOCHS_AND_BATCH[task]
-    llama = model_class == "LlamaForCausalLM"
-    if task == "ioi_task":
-        size = 1024 if model_class == "GPT2LMHeadModel" else batch
-        return Recipe(epochs=epochs, batch=size, rate=1.0), min(32, width)
-    if task == "ravel_task":
-        return Recipe(epochs=epochs, batch=48 if llama else batch), min(
-            512 if llama else 288, width
-        )
-    return Recipe(epochs=epochs, batch=batch), width // 2 if variable == "answer" else min(
-        16, width
-    )
+    benchmark: Benchmark | None = None

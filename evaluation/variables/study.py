@@ -20,6 +20,7 @@ import torch
 from evaluation.behaviours.pairs import Dropped
 from evaluation.behaviours.swaps import PreparedSwaps, SwapIds
 from evaluation.variables import surface
+from evaluation.variables.benchmark import as_benchmark
 from evaluation.variables.errors import BadStudy, NoFeatures, NothingKept
 from evaluation.variables.featurizers import FULL, Featurizer, random_like
 from evaluation.variables.fitting import dictionaries_of, fitted, seed_of
@@ -79,7 +80,7 @@ def study(
         NothingKept: No row can be used.
         NoFeatures: No mask chose anything, anywhere.
     """
-    started = time.monotonic()
+    started, settings = time.monotonic(), as_benchmark(settings, hosted)
     rows = _Rows.of(hosted, swaps, held_out, settings)
     yield Progress(stage="rows", done=1, total=1, values={"kept": float(rows.kept)})
     handles, of_unit = _handles(hosted, settings, rows.all, dictionaries or {})

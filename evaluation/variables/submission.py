@@ -74,14 +74,20 @@ def submission_bytes(made: Made) -> int:
     return sum(2 * 4 * d * (d + 2 * n) for d, n in sizes)
 
 
-def export_coefficients(coefficients: Coefficients, model_class: str, file: Path) -> None:
-    """Write the JSON that the indirect object's task needs beside its folders."""
+def told_coefficients(coefficients: Coefficients, model_class: str) -> dict[str, Any]:
+    """What the indirect object's task needs as JSON beside its folders."""
     told = {
         "bias": coefficients.bias,
         "token_coeff": coefficients.token,
         "position_coeff": coefficients.position,
     }
-    file.write_text(json.dumps({model_class: told}, indent=1) + "\n", encoding="utf-8")
+    return {model_class: told}
+
+
+def export_coefficients(coefficients: Coefficients, model_class: str, file: Path) -> None:
+    """Write them."""
+    told = told_coefficients(coefficients, model_class)
+    file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def read_folder(folder: Path) -> dict[Unit, Featurizer]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -18,13 +17,15 @@ from service.datasets import Dataset, dataset_of, find, keep, newest
 from service.evaluations import artifacts, identity, known, result_of, under_way
 from service.evidence_checks import Card, check_features, check_kept, check_model, check_places
 from service.evidence_errors import NoSuchArtifact, WrongRows
-from service.evidence_kinds import KINDS, unzipped, zipped
+from service.evidence_exports import exported, left_out
+from service.evidence_kinds import KINDS, asked_of
 from service.evidence_policies import keep_policy, policies
+from service.evidence_summaries import dataset_row, evaluation_row
 from service.evidence_vectors import check_saving
 from service.limits import check_dataset
 from service.questions import CheckRows
 from service.registry.kinds import DATASET, EVALUATION
-from service.registry.records import Edit, Version
+from service.registry.records import Version
 from service.resolving import Resolver
 from service.schema import EditUse
 from service.schema_evaluations import (
@@ -32,7 +33,6 @@ from service.schema_evaluations import (
     EvaluationBody,
     ExportBody,
     PolicyBody,
-    settings_of,
     told_settings,
 )
 from service.workbench import Workbench
@@ -40,8 +40,6 @@ from service.workbench import Workbench
 router = APIRouter(prefix="/v1", tags=["evaluations"], route_class=Once)
 EXACT = [Depends(no_query)]
 _MEDIA = {"json": "application/json", "md": "text/markdown", "png": "image/png"}
-_SUBMITTED = {"mib-circuit": "importances.pt", "mib-causal-variable": "featurizers.zip"}
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 @router.post("/datasets", status_code=201, dependencies=EXACT)
@@ -75,11 +73,11 @@ async def make_dataset(
 async def list_datasets(
     request: Request, page: Annotated[Page, Query()], bench: Bench, caller: Reader
 ) -> JSONResponse:
-    """This tenant's data sets."""
+    """This tenant's data sets: of which task, for which model, how many rows it can use."""
     found = await asyncio.to_thread(
-        bench.registry.presets.list, caller.tenant, DATASET, page.limit, page.after
+        bench.registry.presets.newest, caller.tenant, DATASET, page.limit, page.after
     )
-    return listed(request, found, _named("dataset"))
+    return listed(request, found, dataset_row)
 
 
 @router.get("/datasets/{name}", dependencies=EXACT)
@@ -103,7 +101,7 @@ async def evaluate(
 ) -> JSONResponse:
     """Find evidence: a job; what was found for an equal request is given again at once."""
     card = await bench.host(body.model).card()
-    settings = settings_of(KINDS[body.kind].settings, body.params, body.seed)
+    settings = asked_of(body.kind, body.params, body.seed)
     check_model(body.kind, settings, card)
     await check_features(settings, card, bench.host(body.model))
     payload = await asyncio.to_thread(_payload, bench, caller, body, settings, card)
@@ -124,11 +122,11 @@ async def evaluate(
 async def list_evaluations(
     request: Request, page: Annotated[Page, Query()], bench: Bench, caller: Reader
 ) -> JSONResponse:
-    """This tenant's finished evaluations; those under way are among the jobs."""
+    """This tenant's finished evaluations, each in a line; those under way are among the jobs."""
     found = await asyncio.to_thread(
-        bench.registry.presets.list, caller.tenant, EVALUATION, page.limit, page.after
+        bench.registry.presets.newest, caller.tenant, EVALUATION, page.limit, page.after
     )
-    return listed(request, found, _named("evaluation"))
+    return listed(request, found, evaluation_row)
 
 
 @router.get("/evaluations/{name}", dependencies=EXACT)
@@ -145,7 +143,7 @@ async def download_artifact(name: str, file: str, bench: Bench, caller: Reader) 
     found = await _evaluation(bench, caller, name)
     made = await asyncio.to_thread(artifacts, bench.registry, found)
     if file not in made:
-        raise NoSuchArtifact(name, file, sorted(made))
+        raise NoSuchArtifact(name, file, sorted(made), left_out(found, file))
     media = _MEDIA.get(file.rpartition(".")[2], "application/octet-stream")
     return Response(made[file], media_type=media)
 
@@ -155,19 +153,7 @@ async def export_evaluation(name: str, body: ExportBody, bench: Bench, caller: R
     """A zip in the layout of MIB's submissions: one cell's folder."""
     found = await _evaluation(bench, caller, name)
     made = await asyncio.to_thread(artifacts, bench.registry, found)
-    source = _SUBMITTED[body.format]
-    if source not in made:
-        raise NoSuchArtifact(name, source, sorted(made))
-    if body.format == "mib-circuit":
-        # Results are split at underscores: none may stand in a task or a model.
-        model = _UNSAFE.sub("-", body.model or found.model)
-        folder = f"{body.task.replace('_', '-')}_{model.replace('_', '-')}"
-        data = zipped(circuit_submission(made), f"{folder}/")
-    else:
-        report = found.report or {}
-        variable = _UNSAFE.sub("_", report["variable"])
-        folder = f"{body.task}_{report['model_class']}_{variable}"
-        data = zipped(unzipped(made[source]), f"{folder}/")
+    folder, data = await asyncio.to_thread(exported, found, made, body)
     headers = {"Content-Disposition": f'attachment; filename="{folder}.zip"'}
     return Response(data, media_type="application/zip", headers=headers)
 
@@ -200,13 +186,6 @@ async def set_policy(
 async def _policies(request: Request, bench: Workbench, caller: Principal) -> JSONResponse:
     told = await asyncio.to_thread(policies, bench.registry, bench.settings, caller.tenant)
     return reply(request, {"object": "list", "data": told})
-
-
-def circuit_submission(made: dict[str, bytes]) -> dict[str, bytes]:
-    """What MIB's evaluator is given of a circuit's files: one of scores, or nine memberships."""
-    if "memberships.zip" in made:
-        return unzipped(made["memberships.zip"])
-    return {"importances.pt": made["importances.pt"]}
 
 
 def _payload(
@@ -281,16 +260,3 @@ def _evaluation_body(version: Version) -> dict[str, Any]:
         "job": version.job,
         "created_at": version.created_at,
     }
-
-
-def _named(word: str) -> Any:
-    def told(found: Edit) -> dict[str, Any]:
-        return {
-            "object": word,
-            "id": found.name,
-            "created_at": found.created_at,
-            "created_by": found.created_by,
-            "location": f"/v1/{word}s/{found.name}",
-        }
-
-    return told

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
+
 from service.registry.edits import Edits
 from service.registry.errors import KindDiffers
-from service.registry.grammar import checked_json
-from service.registry.records import Edit, Page, Version
-from service.registry.tables import canonical
+from service.registry.grammar import checked_json, checked_limit, paged
+from service.registry.records import Edit, Newest, Page, Version
+from service.registry.tables import canonical, edits, versions
+
+_TOLD = ("number", "model", "header", "job", "created_at", "created_by")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +60,27 @@ class Presets:
             BadPage: The limit is not one.
         """
         return self.edits.list(tenant, limit, after, kind=kind)
+
+    def newest(
+        self, tenant: str, kind: str, limit: int = 100, after: str | None = None
+    ) -> Page[Newest]:
+        """The same, each with what its newest version says of itself: the header, not the report.
+
+        Raises:
+            BadPage: The limit is not one.
+        """
+        checked_limit(limit, self.edits.limits.page)
+        every = versions.alias()
+        last = sa.select(sa.func.max(every.c.number)).where(every.c.edit == edits.c.id)
+        query = (
+            sa.select(edits.c.name, *(versions.c[name] for name in _TOLD))
+            .join(versions, versions.c.edit == edits.c.id)
+            .where(edits.c.tenant == tenant, edits.c.kind == kind)
+            .where(versions.c.number == last.scalar_subquery())
+        )
+        if after is not None:
+            query = query.where(edits.c.name > after)
+        with self.edits.index.reading() as connection:
+            rows = connection.execute(query.order_by(edits.c.name).limit(limit + 1)).all()
+        found = [Newest(**row._mapping) for row in rows]
+        return paged(found, limit, [one.name for one in found])

@@ -83,6 +83,19 @@ class Edit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Newest:
+    """A name with what its newest version says of itself, for lists."""
+
+    name: str
+    number: int
+    model: str
+    header: Json
+    job: str | None
+    created_at: float
+    created_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """A named bundle that unmodified OpenAI clients use as a model.
 

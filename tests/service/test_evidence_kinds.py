@@ -13,8 +13,8 @@ from evaluation.variables.submission import submission_bytes
 from evaluation.variables.units import Unit
 from miniature import weights_path
 from models.loading import load
-from service.api.evaluations import circuit_submission
 from service.datasets import dataset_of
+from service.evidence_exports import circuit_submission
 from service.evidence_kinds import _SUBMITTED_BYTES, KINDS, Subject
 from service.schema_evaluations import DatasetBody
 

@@ -6,7 +6,7 @@ from evaluation.behaviours import attributes
 from evaluation.behaviours.arithmetic import Wording as Sums
 from evaluation.behaviours.arithmetic import arithmetic, flip_carry
 from evaluation.behaviours.causal import CausalModel
-from evaluation.behaviours.errors import UnknownSet, UnknownVariable
+from evaluation.behaviours.errors import OddTable, UnknownSet, UnknownVariable
 from evaluation.behaviours.indirect_object import SETS_SIGNS, indirect_object
 from evaluation.behaviours.learned import SHORT, held_out_pairs, sentences
 from evaluation.behaviours.pairs import prepare
@@ -153,3 +153,29 @@ def test_the_learned_gpt2_knows_pairs_of_names_that_it_never_saw(learned_gpt2, a
     asked = [(s.base, s.base_answer) for s in found.kept]
     asked += [(s.counterfactual, s.counterfactual_answer) for s in found.kept]
     assert answers(learned_gpt2, asked) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"Arda": {"capital": "Mirabel"}}, "capital has 1 values"),
+        ({"Arda": {"capital": "A"}, "Bela": {"capital": "A"}}, "capital has 1 values"),
+        ({"Arda": {"capital": "A"}, "Bela": {"capital": "B"}, "Cora": {}}, "Cora has none"),
+        ({}, "capital has 0 values"),
+    ],
+)
+def test_a_table_without_counterfactuals_is_refused(table, problem):
+    prompts = {"capital": ("The capital of {entity} is",)}
+    with pytest.raises(OddTable, match=problem) as refused:
+        attributes.attributes(
+            attributes.Wording(prompts=prompts, neutral=("Of {entity}",), table=table)
+        )
+    assert refused.value.remedy
+
+
+def test_a_form_that_names_nobody_is_refused():
+    table = {"Arda": {"capital": "A"}, "Bela": {"capital": "B"}}
+    with pytest.raises(OddTable, match="does not name"):
+        attributes.attributes(
+            attributes.Wording(prompts={"capital": ("It is",)}, neutral=("{entity}",), table=table)
+        )

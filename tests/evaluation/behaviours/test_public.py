@@ -2,8 +2,14 @@ import json
 
 import pytest
 
-from evaluation.behaviours.errors import UnreadableRows
-from evaluation.behaviours.public import PUBLIC_TASKS, public_pairs, public_swaps, read_rows
+from evaluation.behaviours.errors import UnknownVariable, UnreadableRows
+from evaluation.behaviours.public import (
+    PUBLIC_TASKS,
+    asking,
+    public_pairs,
+    public_swaps,
+    read_rows,
+)
 
 IOI = {
     "prompt": "Then Ann and Bob met, and Ann called",
@@ -131,3 +137,36 @@ def test_rows_without_a_counterfactual_fall_out_and_rows_without_a_field_are_ref
     with pytest.raises(UnreadableRows):
         public_swaps("chess", [])
     assert "arc_easy" in PUBLIC_TASKS
+
+
+def test_all_rows_ask_for_the_variable_and_half_as_many_for_each_other():
+    rows = [
+        {**CITY, "attribute": name}
+        for name in ("Language", "Country", "Continent", "Country", "Language", "Country", 3, None)
+    ]
+    found = [row["attribute"] for row in asking(rows, "Country")]
+    assert found == ["Language", "Country", "Continent", "Country", "Country"]
+    with pytest.raises(UnknownVariable, match="Mayor"):
+        asking(rows, "Mayor")
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("ioi", {"prompt": 3}),
+        ("ioi", {**IOI, "s2_io_flip_counterfactual": "text"}),
+        ("arc_easy", {**CHOICE, "choices": 3}),
+        ("copycolors_mcqa", {**CHOICE, "answerKey": 7}),
+        ("arithmetic_addition", {**SUM, "prompt": None}),
+    ],
+)
+def test_odd_rows_are_refused_with_their_number(task, row):
+    with pytest.raises(UnreadableRows, match="row 0"):
+        public_pairs(task, [row])
+
+
+def test_a_value_that_a_city_lacks_is_no_answer():
+    unknown = {**CITY["attribute_counterfactual"]}
+    del unknown["Country"]
+    (swap, *_) = public_swaps("ravel", [{**CITY, "attribute_counterfactual": unknown}]).swaps
+    assert swap.expected["Country"] == ""

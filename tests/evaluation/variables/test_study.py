@@ -9,18 +9,13 @@ import torch
 
 from evaluation.behaviours.pairs import Dropped
 from evaluation.behaviours.swaps import PreparedSwaps, prepare_swaps
+from evaluation.variables.benchmark import IOI_UNITS, as_benchmark, benchmark_recipe, placed
 from evaluation.variables.errors import BadStudy, NoFeatures, NothingKept, UnknownUnit
 from evaluation.variables.featurizers import FULL
 from evaluation.variables.heatmap import plot
 from evaluation.variables.objective import contains, contains_word, same_number
 from evaluation.variables.score import accuracies, competent, greedy, spelled
-from evaluation.variables.settings import (
-    IOI_UNITS,
-    Featurizing,
-    Recipe,
-    VariableStudy,
-    benchmark_recipe,
-)
+from evaluation.variables.settings import Featurizing, Recipe, VariableStudy
 from evaluation.variables.study import study
 from evaluation.variables.surface import Surface, cell, refused
 from evaluation.variables.trials import Trial, Trials
@@ -265,3 +260,22 @@ def test_the_benchmark_s_recipes():
 def test_the_heat_map_is_drawn_beside_its_controls(found, tmp_path):
     plot(found, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_benchmark_fills_in_what_is_left_open(miniature_lm):
+    def asked(task, **more):
+        return as_benchmark(VariableStudy(variable="answer", benchmark=task, **more), miniature_lm)
+
+    plain = VariableStudy(variable="answer")
+    assert as_benchmark(plain, miniature_lm) is plain
+    mcqa = asked("4_answer_MCQA")
+    assert (mcqa.recipe.epochs, mcqa.recipe.batch, mcqa.featurizer.n) == (8, 64, 96)
+    assert mcqa.units == "sweep" and mcqa.metric == "iia"
+    own = asked("ARC_easy", recipe=Recipe(epochs=3), featurizer=Featurizing(kind="das", n=2))
+    assert (own.recipe.epochs, own.featurizer.n) == (3, 2)
+    assert asked("arithmetic").checker == "same_number"
+    assert asked("ravel_task").new_tokens == 2
+    ioi = placed(VariableStudy(variable="output_token", benchmark="ioi_task"))
+    assert (ioi.units, ioi.jointly, ioi.metric) == (IOI_UNITS, True, "logit_difference")
+    confined = placed(VariableStudy(variable="output_token", benchmark="ioi_task", layers=(1,)))
+    assert confined.units == "sweep" and confined.jointly

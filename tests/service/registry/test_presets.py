@@ -40,3 +40,23 @@ def test_a_vector_that_a_preset_keeps_is_not_retired(registry, add):
         registry.edits.retire("acme", "happy", 1, "ann")
     registry.edits.retire("acme", "cheerful", preset.number, "ann")
     assert registry.edits.retire("acme", "happy", 1, "ann").status == "retired"
+
+
+def test_the_newest_of_each_name_says_what_it_is_in_pages(registry):
+    def put(name, kind="steering", tenant="acme", **body):
+        registry.presets.put(tenant, kind, name, "lm", "f", body, actor="ann")
+
+    put("b", n=1)
+    put("b", n=2)
+    put("a", n=3)
+    put("c", n=4)
+    put("d", kind="backpatch", n=5)
+    put("a", tenant="other", n=6)
+    first = registry.presets.newest("acme", "steering", 2)
+    assert [(one.name, one.number, one.header["n"]) for one in first.items] == [
+        ("a", 1, 3),
+        ("b", 2, 2),
+    ]
+    assert first.has_more and first.items[0].model == "lm" and first.items[0].created_by == "ann"
+    second = registry.presets.newest("acme", "steering", 2, first.next_cursor)
+    assert [one.name for one in second.items] == ["c"] and not second.has_more
