@@ -33,6 +33,8 @@ from miniature.training.vision_language_rows import rows_of
 
 TOWER, MERGER = "model.visual.", "model.visual.merger."
 READING = Lesson(batch=64, text_first=1.0)
+READING_ON = replace(READING, muon_rate=5e-3, rate=2e-3)
+"""For a decoder that was deepened and nearly reads already."""
 JOINING = Lesson(batch=64, text_first=0.0, image_share=1.0, seed=1)
 """Only the merger learns; the decoder and the tower are as they were."""
 THAWED = Lesson(
@@ -51,6 +53,8 @@ class Variant:
         tasks: Their names, with commas between.
         drawn: Items of each task.
         words, merger, whole: Seconds of each stage; without seconds there is no such stage.
+        deepens: A stage's folder with fewer layers that are multiplied, so that neither reading nor
+            the merger is learned from the beginning; empty for random weights.
         report: Seconds between two reports.
         judged: Held-out items of each task.
     """
@@ -62,6 +66,7 @@ class Variant:
     words: float = 900.0
     merger: float = 500.0
     whole: float = 0.0
+    deepens: str = ""
     report: float = 60.0
     judged: int = 150
 
@@ -80,7 +85,7 @@ class Variant:
         """Each stage's name, its lesson, and what a parameter that learns has in its name."""
         came_from = ""
         for name, lesson, learns in (
-            ("words", READING, ""),
+            ("words", READING_ON if self.deepens else READING, ""),
             ("merger", JOINING, MERGER),
             ("whole", THAWED, ""),
         ):
@@ -115,6 +120,8 @@ def train(folder: Path, variant: Variant, device: str = "cpu") -> Iterator[dict[
         pupil = Pupil.begin(tokenizer, device, lesson, variant.shape, learns)
         if not lesson.start:
             take_tower(pupil.model, weights_path("vision-language"))
+            if variant.deepens:
+                deepen(pupil.model, Path(variant.deepens))
         course = Course(rows, lesson, device, variant.shares)
         asked = [one for one in held if stage != "words" or one.size is None]
         settings = {**asdict(lesson), **asdict(variant), **asdict(variant.shape), "learns": learns}
@@ -128,13 +135,39 @@ def take_tower(model: Any, folder: Path) -> None:
     Raises:
         ValueError: The towers differ in shape.
     """
-    other: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    mine, theirs = model.state_dict(), other.state_dict()
+    mine, theirs = model.state_dict(), _loaded(folder).state_dict()
     seen = [name for name in theirs if name.startswith(TOWER) and not name.startswith(MERGER)]
     differing = [n for n in seen if n not in mine or mine[n].shape != theirs[n].shape]
     if differing:
         raise ValueError(f"The towers differ: {', '.join(differing)}")
     model.load_state_dict({name: theirs[name] for name in seen}, strict=False)
+
+
+@torch.no_grad()
+def deepen(model: Any, folder: Path) -> None:
+    """Give a model the weights of another one with fewer layers, each of them several times.
+
+    A layer adds its part to the residual stream; n copies that add an n-th of it, one behind the
+    other, do nearly the same in smaller steps, and learn to do it well within minutes.
+
+    Raises:
+        ValueError: The smaller depth does not divide the larger one.
+    """
+    other = _loaded(folder)
+    mine, theirs = model.model.language_model.layers, other.model.language_model.layers
+    times, rest = divmod(len(mine), len(theirs))
+    if rest:
+        raise ValueError(f"{len(mine)} layers cannot be made of {len(theirs)}")
+    kept = {name: v for name, v in other.state_dict().items() if ".layers." not in name}
+    model.load_state_dict(kept, strict=False)
+    for index, layer in enumerate(mine):
+        layer.load_state_dict(theirs[index // times].state_dict())
+        for part in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            part.weight.div_(times)
+
+
+def _loaded(folder: Path) -> Any:
+    return Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
 def main() -> None:

@@ -11,9 +11,17 @@ from miniature import weights_path
 from miniature.sight.processor import make_tokenizer
 from miniature.sight.tasks import some
 from miniature.training import sight_variants
-from miniature.training.sight_variants import JOINING, MERGER, TOWER, Variant, take_tower, train
+from miniature.training.sight_variants import (
+    JOINING,
+    MERGER,
+    TOWER,
+    Variant,
+    deepen,
+    take_tower,
+    train,
+)
 from miniature.training.vision_language import Pupil
-from miniature.training.vision_language_model import Shape, small_qwen
+from miniature.training.vision_language_model import Shape, answer_logits, small_qwen
 from miniature.training.vision_language_rows import rows_of
 
 SMALL = Variant(
@@ -87,6 +95,30 @@ def test_the_last_stage_lets_everything_learn(tmp_path):
 def test_shares_are_of_the_tasks_that_are_taught():
     shares = Variant(tasks="counting,sum").shares
     assert sum(shares.values()) == pytest.approx(1) and shares["sum"] == 2 * shares["counting"]
+
+
+@torch.no_grad()
+def test_a_deepened_model_says_nearly_the_same(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    picked = [(r, torch.arange(4)) for r in rows_of(some("scene", "train", 40), tokenizer)]
+    shallow = small_qwen(tokenizer, Shape(layers=2, width=48)).eval()
+    shallow.save_pretrained(tmp_path)
+    said, apart = answer_logits(shallow, picked)[0], []
+    for times in (1, 2):
+        deep = small_qwen(tokenizer, Shape(layers=2 * times, width=48)).eval()
+        deepen(deep, tmp_path)
+        apart.append((answer_logits(deep, picked)[0] - said).norm())
+    for layer in shallow.model.language_model.layers:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    without = (answer_logits(shallow, picked)[0] - said).norm()
+    assert apart[0] < 1e-4 and 0 < apart[1] < 0.4 * without
+
+
+def test_layers_that_do_not_multiply_are_refused(tokenizer, trained):
+    model = small_qwen(tokenizer, Shape(layers=3, width=48))
+    with pytest.raises(ValueError, match="3 layers cannot be made of 2"):
+        deepen(model, trained[0] / "words")
 
 
 def test_another_tower_is_refused(tokenizer):
