@@ -33,8 +33,11 @@ def check_model(kind: str, settings: Any, card: Card) -> None:
         raise MethodNotApplicable(
             kind,
             card["title"],
-            f"it is a {card['modality']} model, which does not continue texts.",
-            remedy="Choose a model that continues texts.",
+            f"it is a {card['modality']} model, which does not continue texts: no circuit, "
+            "variable or feature is looked for in its text encoders.",
+            remedy="Choose a model that continues texts. Of a text encoder, layer_advice with "
+            'operation "refact" tells which layers carry a fact, and edit_audit what an edit '
+            "changed.",
             param="model",
         )
     if (operation := getattr(settings, "operation", None)) is not None:

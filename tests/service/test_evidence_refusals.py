@@ -92,6 +92,7 @@ def test_a_model_that_draws_is_refused_what_needs_one_that_writes(http, names, k
     told = refused(http, body)
     assert (told["status"], told["code"]) == (422, "method_not_applicable")
     assert "text-to-image" in told["detail"] and told["param"] == "model"
+    assert "text encoders" in told["detail"] and "layer_advice" in told["remedy"]
 
 
 @pytest.mark.parametrize(
