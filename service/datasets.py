@@ -28,6 +28,8 @@ from service.settings import Limits
 from service.vocabularies import vocabularies
 
 FORMAT = 1
+_REASONS, _REASON = 20, 200
+"""Reasons for which published rows fell out that are told, and characters of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +116,12 @@ def dataset_of(body: DatasetBody, limits: Limits | None = None) -> Dataset:
         BadPicture, NotAnImage, TooMuch: A picture, by its key.
     """
     if body.task is not None:
-        return published(
-            body.task, body.rows, body.pair_set, body.sets, body.variable, body.answers
-        )
+        asked = (body.task, body.rows, body.pair_set, body.sets, body.variable, body.answers)
+        try:
+            return published(*asked)
+        except UnreadableRows as refusal:
+            refusal.param = "rows"
+            raise
     if body.generator is None:
         pairs = tuple(_pair(row.model_dump()) for row in body.pairs)
         swaps = tuple(_sent(row) for row in body.swaps)
@@ -177,8 +182,8 @@ def published(
 
 
 def _reasons(dropped: Sequence[Dropped]) -> dict[str, int]:
-    """How many rows fell out for which reason, the commonest first."""
-    return dict(Counter(row.reason for row in dropped).most_common())
+    """How many rows fell out for which reason: the commonest ones."""
+    return dict(Counter(row.reason[:_REASON] for row in dropped).most_common(_REASONS))
 
 
 def _shown(body: DatasetBody, limits: Limits) -> Iterator[PictureText]:
