@@ -36,6 +36,8 @@ def _circuit(told: Told) -> list[str]:
         f"m(full) {_n(told['m_full'])}, m(empty) {_n(told['m_empty'])}; "
         f"their difference is in [{_n(low)}, {_n(high)}]."
     ]
+    if parity := told.get("parity"):
+        lines += ["", f"**In the reference's own ways**: {', '.join(parity)}."]
     if told["inconclusive"]:
         return [*lines, f"**Inconclusive**: {told['inconclusive']}."]
     areas = [("CMD (0 is best)", told["cmd"], told["floor"]["cmd"], told["cmd_log"])]

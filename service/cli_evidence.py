@@ -38,14 +38,14 @@ Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        exists=True,
-        dir_okay=False,
         help="A file of rows (JSON, JSON lines, parquet): pairs, swaps, or with --task those of "
         "one of MIB's public data sets.",
     ),
 ]
 Words = Annotated[str, typer.Option("--vocabulary", help="miniature or english")]
-Count = Annotated[int, typer.Option("-n", min=1, help="Rows that are drawn.")]
+Count = Annotated[
+    int | None, typer.Option("-n", min=1, help="Rows that are drawn, or the first ones of a file.")
+]
 Seed = Annotated[int, typer.Option(min=0)]
 Answers = Annotated[str, typer.Option(help="whole, or first: the first token of longer answers.")]
 Params = Annotated[
@@ -70,7 +70,7 @@ def circuit(  # noqa: PLR0913, PLR0917 - one argument per option
     ),
     level: Annotated[str, typer.Option(help="edge, node or neuron")] = "edge",
     vocabulary: Words = "miniature",
-    n: Count = 60,
+    n: Count = None,
     seed: Seed = 0,
     answers: Answers = "whole",
     param: Params = None,
@@ -82,7 +82,7 @@ def circuit(  # noqa: PLR0913, PLR0917 - one argument per option
     """Which heads and MLPs carry a behaviour: CMD, CPR and faithfulness by size."""
     asked = {"method": METHODS.get(method, method), "level": level, "seed": seed, **_params(param)}
     with asked_at(url, api_key) as tiller:
-        source = _Source(dataset, data, task, vocabulary, n, seed, answers)
+        source = _Source(dataset, data, task, vocabulary, n, 60, seed, answers)
         told = {"dataset": source.kept(tiller, model), "edits": edit or []}
         _show(tiller, _found(tiller, "circuit", model, asked, **told), output)
 
@@ -106,7 +106,7 @@ def variable(  # noqa: PLR0913, PLR0917 - one argument per option
         str | None, typer.Option(help="The value that it sets; else a learned direction.")
     ] = None,
     vocabulary: Words = "miniature",
-    n: Count = 120,
+    n: Count = None,
     seed: Seed = 0,
     param: Params = None,
     edit: Edits = None,
@@ -122,7 +122,7 @@ def variable(  # noqa: PLR0913, PLR0917 - one argument per option
         asked["save"] = given({"name": kept, "alias": alias or None, "toward": toward})
     with asked_at(url, api_key) as tiller:
         only = name if task == "ravel" else None
-        source = _Source(dataset, data, task, vocabulary, n, seed, variable=only)
+        source = _Source(dataset, data, task, vocabulary, n, 120, seed, variable=only)
         told = {"dataset": source.kept(tiller, model), "edits": edit or []}
         found = _found(tiller, "causal_variable", model, {**asked, **_params(param)}, **told)
         _show(tiller, found, output)
@@ -138,7 +138,7 @@ def gate(  # noqa: PLR0913, PLR0917 - one argument per option
     data: Data = None,
     model: Model = "miniature-lm",
     vocabulary: Words = "miniature",
-    n: Count = 120,
+    n: Count = None,
     seed: Seed = 0,
     param: Params = None,
     output: Output = None,
@@ -149,7 +149,7 @@ def gate(  # noqa: PLR0913, PLR0917 - one argument per option
     asked = {"sae": sae, "features": features, "variable": variable, "seed": seed}
     with asked_at(url, api_key) as tiller:
         only = variable if task == "ravel" else None
-        source = _Source(dataset, data, task, vocabulary, n, seed, variable=only)
+        source = _Source(dataset, data, task, vocabulary, n, 120, seed, variable=only)
         rows = source.kept(tiller, model)
         found = _found(tiller, "feature_gate", model, {**asked, **_params(param)}, dataset=rows)
         _show(tiller, found, output)
@@ -163,7 +163,7 @@ def advice(  # noqa: PLR0913, PLR0917 - one argument per option
     data: Data = None,
     model: Model = "miniature-lm",
     vocabulary: Words = "miniature",
-    n: Count = 24,
+    n: Count = None,
     seed: Seed = 0,
     answers: Answers = "whole",
     param: Params = None,
@@ -174,7 +174,7 @@ def advice(  # noqa: PLR0913, PLR0917 - one argument per option
     """At which layers to steer a model, to edit a text encoder, or to patch pictures back."""
     asked = {"operation": operation, "seed": seed, **_params(param)}
     with asked_at(url, api_key) as tiller:
-        source = _Source(dataset, data, task, vocabulary, n, seed, answers)
+        source = _Source(dataset, data, task, vocabulary, n, 24, seed, answers)
         rows = source.kept(tiller, model)
         _show(tiller, _found(tiller, "layer_advice", model, asked, dataset=rows), output)
 
@@ -187,7 +187,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one argument per option
     ],
     model: Model = "miniature-lm",
     vocabulary: Words = "miniature",
-    n: Count = 40,
+    n: Count = None,
     seed: Seed = 0,
     answers: Answers = "whole",
     param: Params = None,
@@ -275,13 +275,18 @@ def _params(given: list[str] | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where rows come from: a data set that is kept, a file, or a generator."""
+    """Where rows come from: a data set that is kept, a file, or a generator.
+
+    Attributes:
+        n: Rows that are drawn, or that are taken of a file; None draws `drawn`, and takes all.
+    """
 
     dataset: str | None
     data: Path | None
     task: str | None
     vocabulary: str
-    n: int
+    n: int | None
+    drawn: int
     seed: int
     answers: str = "whole"
     variable: str | None = None
@@ -292,38 +297,37 @@ class _Source:
             return self.dataset
         asked: dict[str, Any] = {"answers": self.answers, "variable": self.variable}
         if self.data is not None:
-            return tiller.datasets.make(model=model, **asked, **_rows(self.data, self.task))["id"]
+            return tiller.datasets.make(model=model, **asked, **self._rows(self.data))["id"]
         if self.task is None:
             raise typer.BadParameter("name a --task, a --dataset, or a file of rows with --data")
-        asked |= {"vocabulary": self.vocabulary, "n": self.n, "seed": self.seed}
+        asked |= {"vocabulary": self.vocabulary, "n": self.n or self.drawn, "seed": self.seed}
         return tiller.datasets.make(model=model, generator=self.task, **asked)["id"]
 
+    def _rows(self, file: Path) -> dict[str, Any]:
+        """The request's keys for a file's rows: a public task's, or pairs or swaps of one's own.
 
-def _suite(where: str, vocabulary: str, n: int, seed: int, answers: str) -> _Source:
+        Raises:
+            BadParameter: It cannot be read, or nobody can tell what its rows are.
+        """
+        try:
+            rows = read_rows(file)[: self.n]
+        except UnreadableRows as error:
+            raise typer.BadParameter(f"{error.problem} {error.remedy}") from None
+        if self.task is not None:
+            return {"task": self.task, "rows": rows}
+        for key, first in _OWN.items():
+            if rows and all(first in row for row in rows):
+                return {key: rows}
+        told = " nor ".join(f"{key} (each row has {first!r})" for key, first in _OWN.items())
+        raise typer.BadParameter(f"{file} holds neither {told}; name the --task of public rows")
+
+
+def _suite(where: str, vocabulary: str, n: int | None, seed: int, answers: str) -> _Source:
     """A suite's rows by an id, by a file, or by a task."""
     kept = where if where.startswith("dataset-") else None
     file = Path(where) if kept is None and Path(where).suffix in _FILES else None
     drawn = where if kept is None and file is None else None
-    return _Source(kept, file, drawn, vocabulary, n, seed, answers)
-
-
-def _rows(file: Path, task: str | None) -> dict[str, Any]:
-    """The request's keys for the rows of a file: a public task's, or pairs or swaps of one's own.
-
-    Raises:
-        BadParameter: It cannot be read, or nobody can tell what its rows are.
-    """
-    try:
-        rows = read_rows(file)
-    except UnreadableRows as error:
-        raise typer.BadParameter(f"{error.problem} {error.remedy}") from None
-    if task is not None:
-        return {"task": task, "rows": rows}
-    for key, first in _OWN.items():
-        if rows and all(first in row for row in rows):
-            return {key: rows}
-    told = " or ".join(f"{key} (each row has {first!r})" for key, first in _OWN.items())
-    raise typer.BadParameter(f"{file} holds neither {told}; with --task, a public data set's rows")
+    return _Source(kept, file, drawn, vocabulary, n, 40, seed, answers)
 
 
 def _found(

@@ -165,6 +165,7 @@ class CircuitReport:
             "floor": {"cpr": cpr, "cmd": cmd},
             "top_nodes": [{"name": n, "score": s, "share": h} for n, s, h in self.top_nodes],
             "edges": self.graph.edges,
+            "parity": sorted(self.settings.quirks),
             "found_by": self.found_by,
             "judged_by": self.judged_by,
             "kept": self.found_by + (self.judged_by if self.settings.held_out else 0),

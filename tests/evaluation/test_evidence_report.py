@@ -42,6 +42,10 @@ def test_a_circuits_page_tells_method_level_rows_and_the_interval():
     assert "[-0.2, 0.3]" in text and "- 2 times: too long" in text
     whole = {**told, "settings": {**told["settings"], "held_out": 0.0}}
     assert "all of them find and judge" in page("circuit", whole, {})
+    assert "own ways" not in text
+    assert "own ways**: mlp-nodes, prune." in page(
+        "circuit", {**told, "parity": ["mlp-nodes", "prune"]}, {}
+    )
 
 
 def test_a_variables_page_has_an_interval_for_each_place():

@@ -311,7 +311,9 @@ def test_what_changes_nothing_in_the_model_is_refused(anatomies, pairs, drain):
 def test_a_study_may_ask_for_them(anatomies, pairs, drain, settings):
     rows = Prepared(kept=tuple(pairs), dropped=())
     asked = replace(settings, held_out=0, sizes=(0.3, 1.0), margin=0)
-    found = drain(study(anatomies["gpt2"].hosted, rows, asked)).found
+    report = drain(study(anatomies["gpt2"].hosted, rows, asked))
+    found = report.found
+    assert report.as_dict()["parity"] == sorted(asked.quirks) != []
     plain = drain(study(anatomies["gpt2"].hosted, rows, replace(asked, parity=False))).found
     assert found.m_full == plain.m_full
     if settings.level != "edge":
