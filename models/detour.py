@@ -93,7 +93,7 @@ class Group:
             for i, (row, columns) in enumerate(zip(self.rows, self.columns, strict=True))
             for column in columns
         ]
-        inside, rows, columns = torch.tensor(triples).T
+        inside, rows, columns = map(torch.tensor, zip(*triples, strict=True))
         return inside, rows, columns
 
 

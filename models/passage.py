@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -30,7 +29,8 @@ class Passage(Way):
         cache: What the tokens see before themselves.
         shown: Per row its pictures; empty where no row has any.
         masks: Per layer type what is added to attention scores.
-        turns: Per layer type the rotations.
+        turns: Per layer type the rotations (*axes, rows, tokens, d), a tuple of them as the
+            library makes it; None where positions are learned.
     """
 
     hosted: HostedModel
@@ -74,13 +74,24 @@ class Passage(Way):
         return Detours(run.plan.detours[TOWER], self, run.count)
 
     def ahead(self, rows: Sequence[int], stop: int) -> "Passage":
-        """Some of its rows, cut behind a column; they see their slots, and nothing is kept."""
-        cache = AheadCache(self.cache, rows) if isinstance(self.cache, SlotCache) else self.cache
-        positions = self.positions[list(rows), :stop]
-        shown = [self.shown[row] for row in rows] if self.shown else ()
-        hosted = self.hosted
-        like = torch.empty(len(rows), stop, 0, dtype=hosted.dtype, device=hosted.device)
-        return self.family.passage(hosted, like, cache, positions, shown)
+        """Some of its rows, cut behind a column; they see their slots, and nothing is kept.
+
+        Masks and rotations are cut out of its own: a token's are the same in a shorter forward.
+        """
+        those, starts = _index(rows), [self.starts[row] for row in rows]
+        keys = max(starts) + stop
+        return replace(
+            self,
+            positions=self.positions[those, :stop],
+            starts=starts,
+            cache=AheadCache(self.cache, rows) if isinstance(self.cache, SlotCache) else self.cache,
+            shown=[self.shown[row] for row in rows] if self.shown else (),
+            masks={
+                kind: None if mask is None else mask[those, :, :stop, :keys]
+                for kind, mask in self.masks.items()
+            },
+            turns={kind: _cut(turn, those, stop) for kind, turn in self.turns.items()},
+        )
 
     def joint(self, row: int) -> Sequence[Span]:
         """Columns of the row whose tokens see each other in both directions."""
@@ -92,3 +103,16 @@ class Passage(Way):
     def quiet(self, rows: Sequence[int]) -> AbstractContextManager[None]:
         """In this block the rows' other changes happen to them, uncounted."""
         return self.hosted.ahead(rows)
+
+
+def _index(rows: Sequence[int]) -> slice | list[int]:
+    """The same rows, as a slice where they stand side by side: nothing is copied then."""
+    beside = range(rows[0], rows[0] + len(rows))
+    return slice(beside.start, beside.stop) if list(rows) == list(beside) else list(rows)
+
+
+def _cut(turns: Any, rows: slice | list[int], stop: int) -> Any:
+    """The rotations of some rows' first tokens."""
+    if turns is None:
+        return None
+    return tuple(turn[..., rows, :stop, :] for turn in turns)
