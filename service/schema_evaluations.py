@@ -106,10 +106,12 @@ class DatasetBody(Body):
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatasetBody":
-        own = ", ".join(k for k in ("pairs", "swaps", "pictures") if getattr(self, k))
-        sources = [own, "task" if self.rows or self.task else "", self.generator or ""]
+        own = [key for key in ("pairs", "swaps", "pictures") if getattr(self, key)]
+        public = ["rows of a task"] if self.rows or self.task else []
+        sources = [own, public, self.generator]
         if sum(map(bool, sources)) > 1:
-            raise ValueError(f"send rows ({own or 'rows'}) or name a generator, not both")
+            sent = ", ".join((*own, *public))
+            raise ValueError(f"send rows ({sent}) or name a generator, not both")
         if not any(sources):
             raise ValueError(
                 "send rows (pairs, swaps or pictures), a task with its rows, or name a generator"
