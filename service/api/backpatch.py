@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from service.api.answers import Bench, Page, listed, reply
+from service.api.artifacts import artifact
 from service.api.edits import EXACT, Reader, Writer
 from service.api.jobs import accepted, waited
 from service.api.once import Once
@@ -29,7 +30,6 @@ from service.calibrating import (
 from service.calibration_examples import Kept, of_archive, of_rows
 from service.datasets import newest
 from service.errors import BadRequest, ScopeMissing, TooMuch, WrongModality
-from service.evidence_errors import NoSuchArtifact
 from service.registry.blobs import digest_of
 from service.registry.kinds import CALIBRATION, EXAMPLES
 from service.registry.records import Edit, Version
@@ -40,7 +40,6 @@ from service.workbench import Workbench
 router = APIRouter(prefix="/v1/backpatch", tags=["backpatch"], route_class=Once)
 _PROMOTE = "edits:promote"
 """What moves an alias."""
-_MEDIA = {"json": "application/json", "md": "text/markdown", "png": "image/png"}
 _FORM = {
     "type": "object",
     "properties": {
@@ -113,10 +112,7 @@ async def download_calibration(name: str, file: str, bench: Bench, caller: Reade
     """One of its files: `report.json`, `report.md`, `grid-image.png`, `grid-text.png`."""
     found = await _calibration(bench, caller, name)
     made = await asyncio.to_thread(artifacts, bench.registry, found)
-    if file not in made:
-        raise NoSuchArtifact(name, file, sorted(made))
-    media = _MEDIA.get(file.rpartition(".")[2], "application/octet-stream")
-    return Response(made[file], media_type=media)
+    return artifact(name, made, file)
 
 
 async def _asked(request: Request, limits: Limits) -> tuple[CalibrationBody, bytes | None]:

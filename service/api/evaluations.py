@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.api.answers import Bench, Page, listed, no_query, reply
+from service.api.artifacts import artifact
 from service.api.edits import Reader, Writer
 from service.api.jobs import accepted, waited
 from service.api.keys import Admin
@@ -16,7 +17,7 @@ from service.auth import Principal
 from service.datasets import Dataset, dataset_of, find, keep, newest
 from service.evaluations import artifacts, identity, known, result_of, under_way
 from service.evidence_checks import Card, check_features, check_kept, check_model, check_places
-from service.evidence_errors import NoSuchArtifact, WrongRows
+from service.evidence_errors import WrongRows
 from service.evidence_exports import exported, left_out
 from service.evidence_kinds import KINDS, asked_of
 from service.evidence_policies import keep_policy, policies
@@ -39,7 +40,6 @@ from service.workbench import Workbench
 
 router = APIRouter(prefix="/v1", tags=["evaluations"], route_class=Once)
 EXACT = [Depends(no_query)]
-_MEDIA = {"json": "application/json", "md": "text/markdown", "png": "image/png"}
 
 
 @router.post("/datasets", status_code=201, dependencies=EXACT)
@@ -142,10 +142,7 @@ async def download_artifact(name: str, file: str, bench: Bench, caller: Reader) 
     """One of its files: the report, a picture, importances, featurizers."""
     found = await _evaluation(bench, caller, name)
     made = await asyncio.to_thread(artifacts, bench.registry, found)
-    if file not in made:
-        raise NoSuchArtifact(name, file, sorted(made), left_out(found, file))
-    media = _MEDIA.get(file.rpartition(".")[2], "application/octet-stream")
-    return Response(made[file], media_type=media)
+    return artifact(name, made, file, left_out(found, file))
 
 
 @router.post("/evaluations/{name}/export", dependencies=EXACT)
