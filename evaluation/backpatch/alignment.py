@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evaluation.backpatch.example import Case, Example, prepare
+from evaluation.backpatch.search import LEAST
 from evaluation.backpatch.shares import Share
 from evaluation.backpatch.sweep import Sweep
 from evaluation.errors import UnusableExamples
@@ -28,8 +29,6 @@ from evaluation.protocol import bootstrap
 from models.hosted import HostedModel
 from models.progress import Progress
 
-LEAST = 4
-"""Examples in both forms below which nothing can be said."""
 Table = tuple[tuple[float, ...], ...]
 
 
