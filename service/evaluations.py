@@ -211,7 +211,13 @@ class Evaluator:
         return Corpus.read(corpus_of(self.model)).texts
 
     def _kept(self, job: Job, found: Found) -> dict[str, Any]:
-        """Keep the files, the verdicts and the direction; what the job comes to."""
+        """Keep the files, the verdicts and the direction; what the job comes to.
+
+        Weights may have changed since it was asked for: it is kept under those that it is of.
+        """
+        asked = {key: value for key, value in job.payload.items() if key != "id"}
+        of = identity({"kind": job.kind, **asked}, found.report["provenance"]["fingerprint"])
+        job = replace(job, payload={**asked, "id": of})
         header: dict[str, Any] = {"kind": job.kind, "artifacts": sorted(found.files)}
         header["summary"] = summary_of(job.kind, found.report)
         if found.saved is not None:

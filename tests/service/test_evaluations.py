@@ -236,6 +236,22 @@ def test_advice_names_layers(tiller, names):
     assert "layers.png" in result["artifacts"]
 
 
+def test_a_job_of_other_weights_is_kept_under_those_that_it_found(evidence, tiller, names):
+    """As where a model was replaced while the job waited: its name says what was asked then."""
+    _, bench = evidence
+    asked = {"dataset": names["id"], "params": {"operation": "sae", "steps": 1, "seed": 4}}
+    few = {"max_examples": 3}
+    own = tiller.evaluations.start("layer_advice", model=MODEL, budget=few, **asked)
+    payload = bench.registry.jobs.get(own["id"]).payload
+    right = tiller.jobs.wait(own["id"])["result"]
+    assert right["evaluation"] == payload["id"]
+    other = {**payload, "id": "evaluation-of-other-weights"}
+    job = bench.registry.jobs.create("default", "layer_advice", MODEL, other, "ann")
+    found = tiller.jobs.wait(job.id)["result"]
+    assert found["evaluation"] == right["evaluation"] and found["report"] == right["report"]
+    assert code(lambda: tiller.evaluations.show("evaluation-of-other-weights")) == "unknown_name"
+
+
 def sae_of(tiller):
     return next(one for one in tiller.saes.list() if one["site"] == "lm.block.3")["id"]
 
