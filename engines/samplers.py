@@ -102,6 +102,9 @@ def begin(
         raise BadRow("steps", str(refused), "Ask for fewer steps.") from refused
     if not _finite(scheduler):
         raise BadRow("steps", f"No schedule has {steps} steps.", "Use 2 or more steps.")
+    if _beyond(scheduler):
+        told = f"{steps} steps begin behind the last level of noise that the model was taught."
+        raise BadRow("steps", told, f"Use {steps - 1} steps or fewer.")
     return Sampling(
         scheduler=scheduler,
         generator=torch.Generator().manual_seed(seed),
@@ -114,3 +117,9 @@ def _finite(scheduler: Any) -> bool:
     """Whether every noise level is a number; some schedules stretch from first to last step."""
     levels = (scheduler.timesteps, getattr(scheduler, "sigmas", None))
     return all(bool(np.isfinite(np.asarray(one)).all()) for one in levels if one is not None)
+
+
+def _beyond(scheduler: Any) -> bool:
+    """Whether it would look up a noise level behind its last: with an offset, all steps do."""
+    looks_up = hasattr(scheduler, "final_alpha_cumprod")
+    return looks_up and int(max(scheduler.timesteps)) >= len(scheduler.alphas_cumprod)

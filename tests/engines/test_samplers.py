@@ -57,6 +57,8 @@ def test_a_stochastic_sampler_draws_from_the_row(tiny_sd):
     [
         ({"steps": 0}, "steps"),
         ({"steps": 1001}, "steps"),
+        ({"steps": 1000}, "steps"),
+        ({"steps": 1000, "sampler": "pndm"}, "steps"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
         ({"sampler": "lcm", "steps": 51}, "steps"),
@@ -66,6 +68,12 @@ def test_numbers_that_cannot_be_are_refused(tiny_sd, changes, param):
     with pytest.raises(BadRow) as refused:
         begin(tiny_sd, **changes)
     assert refused.value.param == param and refused.value.remedy
+
+
+def test_as_many_steps_as_an_offset_leaves_begin_at_the_last_level(tiny_sd):
+    row = begin(tiny_sd, steps=999)
+    assert row.timestep == 999
+    assert torch.isfinite(row.step(torch.zeros(1, *SHAPE), torch.zeros(1, *SHAPE))).all()
 
 
 def test_an_unknown_sampler_is_refused(tiny_sd):
