@@ -127,6 +127,9 @@ def test_a_calibration_tells_gain_control_and_verdict_in_numbers_a_page_and_pict
         (2, 0),
     }
     assert report["text"]["gain"]["low"] <= report["text"]["gain"]["high"]
+    assert set(report["gap"]) == {"ahead", "closed", "without", "draws", "reason"}
+    assert (report["gap"]["closed"] is None) == bool(report["gap"]["reason"])
+    assert report["image"]["gain"]["clusters"] == report["image"]["gain"]["examples"]
     assert report["provenance"]["fingerprint"] == found["fingerprint"]
     page = http.get(f"{result['location']}/report.md")
     assert page.headers["content-type"].startswith("text/markdown")
@@ -173,6 +176,7 @@ def test_what_does_not_help_is_saved_only_anyway_and_the_preset_can_be_asked_for
     calibration = preset["calibration"]
     assert calibration["gain"] == result["gain"] and calibration["control"] == result["control"]
     assert calibration["data"].startswith("sha256:")
+    assert calibration["gap"]["draws"] == 2000
     assert preset["fingerprint"] == calibration["fingerprint"]
     content = [
         {"type": "image_url", "image_url": {"url": uri(png(3))}},
