@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,16 +26,14 @@ from torch import Tensor
 from engines import samplers
 from engines.batch import Entry, Key, Place, Texts, assemble, fixed, key_of, packed
 from engines.cache import Embedding, Embeddings, Reading
+from engines.engine import Engine
 from engines.errors import (
     BadRow,
     DeadlineExceeded,
-    Draining,
-    EngineFailed,
     Full,
     NotANumber,
     refusal_of,
 )
-from engines.owner import Background, Owner
 from engines.request import (
     LAST,
     Cancelled,
@@ -127,7 +125,7 @@ class _Row:
         )
 
 
-class DiffusionEngine:
+class DiffusionEngine(Engine):
     """Draws the pictures of one hosted model on one thread of its own.
 
     Args:
@@ -158,9 +156,8 @@ class DiffusionEngine:
         self._waiting: deque[Ticket] = deque()
         self._rows: dict[Key, list[_Row]] = {}
         self._texts: dict[Key, Texts] = {}
-        self._draining = False
         self._pace = _UNKNOWN_PACE
-        self._owner = Owner(f"owner-{hosted.name}", self, threads)
+        super().__init__(hosted.name, threads)
         self._owner.start()
 
     # --- asked from any thread --------------------------------------------------------------------
@@ -186,10 +183,7 @@ class DiffusionEngine:
         """
         tickets = [self._admitted(request, tell) for request, tell in rows]
         with self._owner.wake:
-            if self._owner.lost is not None:
-                raise EngineFailed(f"The engine is down: {self._owner.lost}")
-            if self._draining:
-                raise Draining
+            self._check_open()
             ahead = len(self._waiting)
             if ahead + len(tickets) > self.max_waiting:
                 raise Full(ahead, self._estimate())
@@ -217,20 +211,6 @@ class DiffusionEngine:
         finally:
             ticket.cancel()
 
-    def background(
-        self,
-        work: Generator[Any, None, Any],
-        on_item: Callable[[Any], None],
-        on_done: Callable[[Any], None],
-        on_error: Callable[[BaseException], None],
-    ) -> Background:
-        """Drain a generator on the owner thread, one item between two denoising steps."""
-        if self._draining:
-            raise Draining
-        task = Background(work, on_item, on_done, on_error)
-        self._owner.background(task)
-        return task
-
     def load(self) -> dict[str, int | float | str]:
         """How busy it is."""
         return {
@@ -243,22 +223,6 @@ class DiffusionEngine:
             "embedding_bytes": self.embeddings.kept.used,
             "round_seconds": self._pace,
         }
-
-    def heartbeat(self) -> float:
-        """Seconds since the owner thread last went round; infinite if it is dead."""
-        return self._owner.heartbeat()
-
-    def drain(self, seconds: float) -> bool:
-        """Take nothing new, wait for the rows; True if all were finished in time."""
-        with self._owner.wake:
-            self._draining = True
-        return self._owner.wait(lambda: not self.busy(), seconds)
-
-    def stop(self) -> None:
-        """End the thread; rows that still run are cancelled."""
-        with self._owner.wake:
-            self._draining = True
-        self._owner.stop()
 
     # --- admission, on the caller's thread --------------------------------------------------------
 

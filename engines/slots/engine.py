@@ -10,14 +10,14 @@ Not covered: beams.
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Generator
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
 
 import torch
 
-from engines.errors import BadGeneration, Draining, EngineFailed, Full
-from engines.owner import Background, Owner
+from engines.engine import Engine
+from engines.errors import BadGeneration, Full
 from engines.slots.admission import check
 from engines.slots.prefix import Prefixes
 from engines.slots.request import LAST, Event, Generation, Queued
@@ -37,7 +37,7 @@ MAX_WAITING, CAPACITY = 256, 2048
 PATCH_BYTES, CACHE_BYTES, SIGHT_BYTES = 256 * 2**20, 256 * 2**20, 64 * 2**20
 
 
-class LanguageEngine(ABC):
+class LanguageEngine(Engine):
     """Writes the texts of one hosted model on one thread of its own.
 
     Args:
@@ -77,9 +77,8 @@ class LanguageEngine(ABC):
             slots=slots,
             continues=not getattr(hosted.modules["lm"].config, "is_encoder_decoder", False),
         )
-        self._draining = False
         self._pace = _UNKNOWN_PACE
-        self._owner = Owner(f"owner-{hosted.name}", self, threads)
+        super().__init__(hosted.name, threads)
         self.waiting = Waiting(self._owner.wake)
 
     # --- asked from any thread --------------------------------------------------------------------
@@ -95,10 +94,7 @@ class LanguageEngine(ABC):
         rows = self._admitted(request, tell)
         ticket = rows[0].ticket
         with self._owner.wake:
-            if self._owner.lost is not None:
-                raise EngineFailed(f"The engine is down: {self._owner.lost}")
-            if self._draining:
-                raise Draining
+            self._check_open()
             ahead = len(self.waiting)
             if ahead + len(rows) > self.max_waiting:
                 raise Full(ahead, self._estimate())
@@ -124,20 +120,6 @@ class LanguageEngine(ABC):
         finally:
             ticket.cancel()
 
-    def background(
-        self,
-        work: Generator[Any, None, Any],
-        on_item: Callable[[Any], None],
-        on_done: Callable[[Any], None],
-        on_error: Callable[[BaseException], None],
-    ) -> Background:
-        """Drain a generator on the owner thread, one item between two steps."""
-        if self._draining:
-            raise Draining
-        task = Background(work, on_item, on_done, on_error)
-        self._owner.background(task)
-        return task
-
     def load(self) -> dict[str, int | float | str]:
         """How busy it is."""
         return {
@@ -148,22 +130,6 @@ class LanguageEngine(ABC):
             "capacity": self.capacity,
             "round_seconds": self._pace,
         }
-
-    def heartbeat(self) -> float:
-        """Seconds since the owner thread last gave a sign; infinite if it is dead."""
-        return self._owner.heartbeat()
-
-    def drain(self, seconds: float) -> bool:
-        """Take nothing new, wait for the rows; True if all were finished in time."""
-        with self._owner.wake:
-            self._draining = True
-        return self._owner.wait(lambda: not self.busy(), seconds)
-
-    def stop(self) -> None:
-        """End the thread; texts that are still written are cancelled."""
-        with self._owner.wake:
-            self._draining = True
-        self._owner.stop()
 
     # --- admission, on the caller's thread --------------------------------------------------------
 
