@@ -54,7 +54,7 @@ def subject():
         settings=None,
         dataset=rows,
         edits=Patch((LowRank(site=site, left=left, right=right),)),
-        suites={"first": rows, "second": rows.first(5)},
+        suites={"first": rows.first(5), "second": rows.first(4)},
         dictionaries={SAE: read(weights_path("saes") / SAE)},
     )
     hosted.close()
