@@ -98,7 +98,7 @@ def test_an_alias_is_promoted_guarded_and_rolled_back(run, done):
     moved = done("edit", "promote", "moving", 2, "--force")
     generation = int(re.search(r"generation (\d+)", moved)[1])
     code, _, err = run("edit", "promote", "moving", 1, "--force", "--if-match", generation - 1)
-    assert code == cli.REFUSED
+    assert code == cli_shared.REFUSED
     assert "→" in err
     back = done("edit", "rollback", "moving", "--if-match", generation)
     assert "moving@live -> moving@1" in back
@@ -110,7 +110,7 @@ def test_a_version_is_retired_unless_something_points_to_it(run, done):
     added(done, "leaving")
     done("edit", "promote", "leaving", 1, "--force")
     code, _, err = run("edit", "retire", "leaving", 1)
-    assert code == cli.REFUSED
+    assert code == cli_shared.REFUSED
     assert "in use" in err
     added(done, "leaving", "a blue cup")
     assert "leaving@2 is retired" in done("edit", "retire", "leaving", 2)
@@ -161,7 +161,7 @@ def test_a_job_is_cancelled_and_watching_it_says_so_with_an_exit_code(run, done,
     job = slow(url, "endless")
     assert done("jobs", "cancel", job).strip() in ("running", "cancelled", "queued")
     code, _, err = run("jobs", "watch", job)
-    assert code == cli.FAILED_JOB
+    assert code == cli_shared.FAILED_JOB
     assert "cancelled" in err
 
 
@@ -170,7 +170,7 @@ def test_a_job_that_fails_has_its_own_exit_code(run, url):
     with Tiller(url) as tiller:
         job = tiller.edits.add("hopeless-too", **fact, options={"steps": 1, "decay": 100.0})["id"]
     code, _, err = run("jobs", "watch", job)
-    assert code == cli.FAILED_JOB
+    assert code == cli_shared.FAILED_JOB
     assert "→" in err
 
 
@@ -184,7 +184,7 @@ def test_keys_are_made_listed_and_revoked(run, done, bench):
     assert secret not in listed
     assert "revoked" in done("keys", "revoke", key.id)
     assert bench.registry.keys.verify(secret) is None
-    assert run("keys", "revoke", "key_none")[0] == cli.REFUSED
+    assert run("keys", "revoke", "key_none")[0] == cli_shared.REFUSED
 
 
 def test_the_registry_is_swept_and_verified(done, bench):
@@ -216,7 +216,7 @@ def test_the_registry_is_swept_and_verified(done, bench):
 )
 def test_wrong_usage_is_exit_code_2(run, words):
     code, out, err = run(*words)
-    assert code == cli.USAGE
+    assert code == cli_shared.USAGE
     assert not out
     assert err
 
@@ -233,7 +233,7 @@ def test_wrong_usage_is_exit_code_2(run, words):
 )
 def test_a_refusal_is_exit_code_1_with_the_remedy(run, words, told):
     code, out, err = run(*words)
-    assert code == cli.REFUSED
+    assert code == cli_shared.REFUSED
     assert not out
     assert told in err
     assert "→" in err or "GET /v1/models lists" in err  # OpenAI's shape has one text for both
@@ -242,7 +242,7 @@ def test_a_refusal_is_exit_code_1_with_the_remedy(run, words, told):
 
 def test_a_service_that_does_not_answer_is_exit_code_3(run):
     code, _, err = run("models", "--url", "http://127.0.0.1:1")
-    assert code == cli.UNREACHABLE
+    assert code == cli_shared.UNREACHABLE
     assert "tiller serve" in err
 
 
@@ -257,7 +257,7 @@ def test_the_program_itself_ends_with_these_codes(url, tmp_path):
     listed = process("models", TILLER_URL=url, TILLER_HOME=home)
     assert (listed.returncode, MODEL in listed.stdout) == (0, True), listed.stderr
     refused = process("serve", "--local", "--host", "0.0.0.0", TILLER_HOME=home)  # noqa: S104
-    assert refused.returncode == cli.REFUSED
+    assert refused.returncode == cli_shared.REFUSED
     assert "open the service to everybody" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert process("nonsense", TILLER_HOME=home).returncode == cli.USAGE
+    assert process("nonsense", TILLER_HOME=home).returncode == cli_shared.USAGE
