@@ -120,7 +120,11 @@ def _named(lines: Path) -> set[str]:
             row = json.loads(line)
         except ValueError:
             raise typer.BadParameter(f"line {number} of {lines} is not JSON") from None
-        found |= {*row.get("images", ()), *([row["image"]] if row.get("image") else ())}
+        if not isinstance(row, dict):
+            raise typer.BadParameter(f"line {number} of {lines} is not an object")
+        several = row.get("images")
+        shown = [row.get("image"), *(several if isinstance(several, list) else ())]
+        found |= {name for name in shown if isinstance(name, str) and name}  # else: refused there
     return {name for name in found if not name.startswith("data:")}
 
 

@@ -285,7 +285,9 @@ def preset_put(  # noqa: PLR0913, PLR0917 - one argument per option
     vectors: Annotated[list[str] | None, typer.Option("--vector", help="happy@live=1.5")] = None,
     mode: Annotated[str | None, typer.Option(help="What strengths mean: amp, raw, ...")] = None,
     count: Annotated[int | None, typer.Option(min=1, max=5, help="Features of a concept.")] = None,
-    positions: Annotated[str | None, typer.Option(help="last_and_generated, all, ...")] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="last_and_generated, all, ...; of a plan: visual, reference.")
+    ] = None,
     min_output_score: Annotated[float | None, typer.Option(min=0, max=1)] = None,
     source: Annotated[int | None, typer.Option(help="A plan of back-patching: from there")] = None,
     target: Annotated[int | None, typer.Option(help="back to there.")] = None,
@@ -297,8 +299,9 @@ def preset_put(  # noqa: PLR0913, PLR0917 - one argument per option
     """Keep steering, or a plan, as the name's next version; a concept's features are chosen now."""
     plan = given({"source": source, "target": target, "window": window})
     if plan:
-        if steer or vectors:
+        if steer or vectors or mode or count or min_output_score is not None:
             raise typer.BadParameter("A preset keeps steering, or a plan of back-patching.")
+        plan |= given({"positions": positions})
         with Tiller(url, api_key) as tiller:
             version = tiller.presets.put(name, backpatch=plan, model=model)
         out.print(f"[green]✓[/] {name}@{version['version']}  {version['digest']}", highlight=False)

@@ -1,6 +1,7 @@
 """The SDK's and the command line's way to a model that sees."""
 
 import asyncio
+import json
 import sys
 
 import pytest
@@ -94,6 +95,12 @@ def test_the_command_sees(done, photo, tiller):
     done("preset", "put", "by-hand", "--source", 3, "--target", 1, "-m", SEER)
     _, notes = done("see", photo, "the king", "-m", SEER, "-b", "by-hand@1", "--max-tokens", 6)
     assert "by by-hand@1" in " ".join(notes.split())
+    told = ("--source", 3, "--target", 1, "--positions", "reference", "-m", SEER)
+    done("preset", "put", "marked", *told)
+    kept = json.loads(done("preset", "show", "marked", 1)[0])
+    assert kept["backpatch"]["positions"] == "reference"
+    _, notes = done("preset", "put", "both", "--source", 3, "--target", 1, "--mode", "amp", code=2)
+    assert "or a plan" in " ".join(notes.split())
     _, notes = done("see", photo, "the king", "-m", SEER, "--source", 9, "--target", 1, code=1)
     assert "Nothing leads" in " ".join(notes.split())
 

@@ -421,5 +421,8 @@ def test_the_sdk_and_the_command_line_ask_for_the_same(service, tiller, result, 
     assert (tmp_path / "out" / "grid-image.png").stat().st_size > 1000
     gone = [w if not w.endswith(".jsonl") else "gone.zip" for w in words]
     assert CliRunner().invoke(cli_backpatch.app, gone).exit_code == 2
+    (folder / "examples.jsonl").write_text("[1]\n")
+    odd = CliRunner().invoke(cli_backpatch.app, words)
+    assert odd.exit_code == 2 and "is not an object" in " ".join(odd.output.split())
     shown = CliRunner().invoke(cli_backpatch.app, ["show", "--url", service[0]])
     assert shown.exit_code == 0 and "calibration" in shown.output
