@@ -19,6 +19,7 @@ import httpx2
 P = ParamSpec("P")
 T = TypeVar("T")
 Json = dict[str, Any]
+TIMEOUT = httpx2.Timeout(10.0, read=600.0)
 
 
 class TillerError(Exception):
