@@ -184,7 +184,7 @@ def _line(
 
 def _rows(data: bytes) -> list[ExampleRow]:
     try:
-        told = lines_of(data.decode())
+        told = lines_of(data.decode("utf-8-sig"))
     except ValueError as error:
         raise _bad(f"{LINES}: {error}.") from None
     found = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.cli_shared import ApiKey, Url, bar, out
 from service.client import DEFAULT_URL, Tiller
@@ -83,7 +83,7 @@ def show(
         if calibration is not None:
             _show(tiller, calibration, output)
             return
-        table = Table("calibration", "model", "verdict")
+        table = Table(Column("calibration", no_wrap=True, overflow="fold"), "model", "verdict")
         for one in tiller.backpatch.list():
             told = tiller.backpatch.show(one["id"])
             table.add_row(told["id"], told["model"], told["verdict"])
@@ -113,7 +113,11 @@ def _read(examples: Path) -> bytes:
 def _named(lines: Path) -> set[str]:
     """The files that the lines name."""
     found = set[str]()
-    for number, line in enumerate(lines.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = lines.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"{lines} is neither a zip, a folder nor lines of JSON") from None
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:

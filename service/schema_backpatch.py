@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from service.schema import NAME, Body, plain
+from service.schema import NAME, Lenient, plain
 from steerers.methods.back_patch import WIDEST
 
 _MOST_EXAMPLES = 100_000
@@ -24,7 +24,7 @@ _Window = Annotated[int, Field(ge=1, le=WIDEST), AfterValidator(_odd)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class PlanUse(Body):
+class PlanUse(Lenient):
     """One plan of a grid."""
 
     source: Annotated[int, Field(ge=1, le=1_000)]
@@ -32,7 +32,7 @@ class PlanUse(Body):
     window: _Window = 1
 
 
-class ExampleRow(Body):
+class ExampleRow(Lenient):
     """One question about pictures and its answer: a line of `examples.jsonl`."""
 
     id: Annotated[str, AfterValidator(plain), Field(max_length=200)] = ""
@@ -68,7 +68,7 @@ class ExampleRow(Body):
         return self.images if self.image is None else [self.image]
 
 
-class SearchBody(Body):
+class SearchBody(Lenient):
     """Successive halving: how many examples the first round sees, and how many plans go on."""
 
     first: Annotated[float, Field(gt=0, le=1)] = 0.125
@@ -77,7 +77,7 @@ class SearchBody(Body):
     """What choosing may ask for in each form: fewer examples begin, or fewer plans."""
 
 
-class SaveBody(Body):
+class SaveBody(Lenient):
     """The preset that the plan becomes, if it helps."""
 
     name: Annotated[str, Field(pattern=NAME)]
@@ -109,7 +109,7 @@ Rows = Annotated[
 ]
 
 
-class CalibrationBody(Body):
+class CalibrationBody(Lenient):
     """`POST /v1/backpatch/calibrations`; with an archive, the field `request` of its form."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)]

@@ -126,10 +126,10 @@ def kept_entry(value: object) -> Entry:
         return value
     if not isinstance(value, Mapping):
         raise ValueError("must be an object")  # noqa: TRY004 - pydantic hears this one
-    if (kind := value.get("kind")) is not None:
-        return _of_kind(kind, ENTRIES).model_validate(value)
-    of = Vector if value.get("vector") is not None else Together
-    return of.model_validate({k: v for k, v in value.items() if k != "kind"})
+    told = _without_nulls(value)
+    if "kind" in told:
+        return _of_kind(told["kind"], ENTRIES).model_validate(told)
+    return (Vector if "vector" in told else Together).model_validate(told)
 
 
 def asked_entry(value: object) -> Entry:
@@ -138,13 +138,19 @@ def asked_entry(value: object) -> Entry:
     Raises:
         As `kept_entry`.
     """
-    if isinstance(value, Mapping):
-        if value.get("kind") is not None:
-            kinds = {**ENTRIES, "preset": PresetUse}
-            return _of_kind(value["kind"], kinds).model_validate(value)
-        if value.get("preset") is not None:
-            return PresetUse.model_validate(value)
-    return kept_entry(value)
+    if not isinstance(value, Mapping):
+        return kept_entry(value)
+    told = _without_nulls(value)
+    if "kind" in told:
+        return _of_kind(told["kind"], {**ENTRIES, "preset": PresetUse}).model_validate(told)
+    return PresetUse.model_validate(told) if "preset" in told else kept_entry(told)
+
+
+def _without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the keys that are null, whichever steerer has them: they say nothing of the kind."""
+    bodies = (*ENTRIES.values(), Together, PresetUse)
+    known = {key for body in bodies for key in body.model_fields}
+    return {k: v for k, v in value.items() if v is not None or k not in known}
 
 
 def _of_kind(kind: object, known: Mapping[str, type[Lenient]]) -> type[Lenient]:
@@ -183,13 +189,13 @@ def _kept_plan(value: object) -> Entry:
         return value
     if not isinstance(value, Mapping):
         raise ValueError("must be an object")  # noqa: TRY004 - pydantic hears this one
-    return Plan.model_validate({**value, "kind": value.get("kind") or BackPatch.kind})
+    return Plan.model_validate({"kind": BackPatch.kind, **_without_nulls(value)})
 
 
 def _asked_plan(value: object) -> Entry:
     """A preset of one, too."""
     if isinstance(value, Mapping) and value.get("preset") is not None:
-        return PresetUse.model_validate(value)
+        return PresetUse.model_validate(_without_nulls(value))
     return _kept_plan(value)
 
 
