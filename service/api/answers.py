@@ -1,6 +1,7 @@
 """How every route answers: JSON with a `tiller` object, lists with a cursor; events."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
@@ -14,6 +15,7 @@ from service.openai import SSE_HEADERS, kept_alive
 from service.registry import records
 from service.workbench import Workbench
 
+_NUMBER = re.compile(r"[0-9]{1,18}")
 T = TypeVar("T")
 
 
@@ -102,7 +104,7 @@ def generation_of(header: str | None) -> int | None:
     if header is None or header.strip() == "*":
         return None
     text = header.strip().removeprefix("W/").strip('"')
-    if not text.isdecimal():
+    if not _NUMBER.fullmatch(text):
         raise BadRequest(
             f"If-Match {header!r} is not an alias' ETag.",
             remedy="Send the ETag that GET on the alias gave.",

@@ -22,6 +22,8 @@ Writer = Annotated[Principal, Depends(needs("edits:write"))]
 
 FINISHED = ("succeeded", "failed", "cancelled")
 _LOOK_SECONDS = 0.1
+_SEEN = re.compile(r"[0-9]{1,9}")
+"""Ids of events; anything else begins anew."""
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d+)")
 
 
@@ -31,7 +33,7 @@ async def list_jobs(
 ) -> JSONResponse:
     """This tenant's jobs, newest first."""
     jobs = await asyncio.to_thread(bench.registry.jobs.list, caller.tenant, page.limit, page.after)
-    return listed(request, jobs, job_body)
+    return listed(request, jobs, _told_briefly)
 
 
 @router.get("/{job_id}", dependencies=[Depends(no_query)])
@@ -47,7 +49,7 @@ async def watch_job(request: Request, job_id: str, bench: Bench, caller: Reader)
     """The job's progress as server-sent events; `Last-Event-ID` continues a broken stream."""
     job = await find(bench, caller, job_id)
     last = request.headers.get("last-event-id", "0")
-    return stream(_events(bench, caller.tenant, job.id, int(last) if last.isdecimal() else 0))
+    return stream(_events(bench, caller.tenant, job.id, int(last) if _SEEN.fullmatch(last) else 0))
 
 
 @router.delete("/{job_id}", dependencies=[Depends(no_query)])
@@ -108,6 +110,11 @@ def job_body(job: Job) -> dict[str, Any]:
         "finished_at": job.finished_at,
         "events": f"/v1/jobs/{job.id}/events",
     }
+
+
+def _told_briefly(job: Job) -> dict[str, Any]:
+    """A job of a list, whose log is not read."""
+    return {key: value for key, value in job_body(job).items() if key != "log"}
 
 
 async def _events(

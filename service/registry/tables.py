@@ -59,6 +59,21 @@ class Canonical(sa.types.TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
+class Whole(sa.types.TypeDecorator[int]):
+    """A whole number; one that no column holds is told as the largest, so that nothing has it.
+
+    Paths, bodies and headers bring numbers of any size, and a database fails at those.
+    """
+
+    impl = sa.Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:  # noqa: ARG002
+        """To the database."""
+        return None if value is None else max(-_MOST_WHOLE, min(value, _MOST_WHOLE))
+
+
+_MOST_WHOLE = 2**31 - 1
 BigId = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 """Only a column of exactly INTEGER counts by itself in SQLite."""
 
@@ -89,7 +104,7 @@ versions = Table(
     INDEX,
     Column("id", BigId, primary_key=True, autoincrement=True),
     Column("edit", BigId, ForeignKey("edits.id"), nullable=False),
-    Column("number", sa.Integer, nullable=False),
+    Column("number", Whole, nullable=False),
     Column("digest", sa.String(64), ForeignKey("blobs.digest"), nullable=False),
     Column("model", Text, nullable=False),
     Column("fingerprint", Text, nullable=False),
@@ -112,8 +127,8 @@ aliases = Table(
     INDEX,
     Column("edit", BigId, ForeignKey("edits.id"), nullable=False),
     Column("alias", Text, nullable=False),
-    Column("number", sa.Integer),  # NULL: deleted; the row stays so that generations never repeat
-    Column("generation", sa.Integer, nullable=False),
+    Column("number", Whole),  # NULL: deleted; the row stays so that generations never repeat
+    Column("generation", Whole, nullable=False),
     Column("moved_at", sa.Double, nullable=False),
     Column("moved_by", Text, nullable=False),
     PrimaryKeyConstraint("edit", "alias"),
@@ -124,9 +139,9 @@ alias_states = Table(
     INDEX,
     Column("edit", BigId, ForeignKey("edits.id"), nullable=False),
     Column("alias", Text, nullable=False),
-    Column("generation", sa.Integer, nullable=False),
-    Column("number", sa.Integer, nullable=False),
-    Column("before", sa.Integer),  # the generation that a rollback from here goes back to
+    Column("generation", Whole, nullable=False),
+    Column("number", Whole, nullable=False),
+    Column("before", Whole),  # the generation that a rollback from here goes back to
     PrimaryKeyConstraint("edit", "alias", "generation"),
 )
 
@@ -138,7 +153,7 @@ variants = Table(
     Column("name", Text, nullable=False),
     Column("model", Text),  # NULL: deleted, for the same reason
     Column("settings", Canonical, nullable=False),
-    Column("generation", sa.Integer, nullable=False),
+    Column("generation", Whole, nullable=False),
     Column("changed_at", sa.Double, nullable=False),
     Column("changed_by", Text, nullable=False),
     UniqueConstraint("tenant", "name"),
@@ -148,7 +163,7 @@ variant_edits = Table(
     "variant_edits",
     INDEX,
     Column("variant", BigId, ForeignKey("variants.id"), nullable=False),
-    Column("position", sa.Integer, nullable=False),
+    Column("position", Whole, nullable=False),
     Column("reference", Text, nullable=False),
     PrimaryKeyConstraint("variant", "position"),
     Index("ix_variant_edits_reference", "reference"),
@@ -168,12 +183,12 @@ jobs = Table(
     Column("stage", Text, nullable=False),
     Column("result", Canonical),
     Column("problem", Canonical),
-    Column("attempts", sa.Integer, nullable=False),
+    Column("attempts", Whole, nullable=False),
     Column("cancelling", sa.Boolean, nullable=False),
     Column("worker", Text),
     Column("lease_seconds", sa.Double),
     Column("until", sa.Double, nullable=False),  # running: the lease's end; queued: patience's end
-    Column("told", sa.Integer, nullable=False),
+    Column("told", Whole, nullable=False),
     Column("created_at", sa.Double, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("started_at", sa.Double),
@@ -187,7 +202,7 @@ job_events = Table(
     "job_events",
     INDEX,
     Column("job", BigId, ForeignKey("jobs.seq", ondelete="CASCADE"), nullable=False),
-    Column("seq", sa.Integer, nullable=False),
+    Column("seq", Whole, nullable=False),
     Column("at", sa.Double, nullable=False),
     Column("state", Text, nullable=False),
     Column("progress", sa.Double, nullable=False),
@@ -263,10 +278,10 @@ feature_scores = Table(
     "feature_scores",
     INDEX,
     Column("scores", BigId, ForeignKey("score_sets.id", ondelete="CASCADE"), nullable=False),
-    Column("feature", sa.Integer, nullable=False),
+    Column("feature", Whole, nullable=False),
     Column("output_score", sa.Double),  # NULL: the pass gave no number; `reason` says why
     Column("peak", sa.Double),
-    Column("rank", sa.Integer),
+    Column("rank", Whole),
     Column("p_max_before", sa.Double),
     Column("p_max_after", sa.Double),
     Column("a_max", sa.Double),
@@ -282,7 +297,7 @@ feature_labels = Table(
     INDEX,
     Column("tenant", Text, nullable=False),
     Column("sae", sa.String(64), nullable=False),
-    Column("feature", sa.Integer, nullable=False),
+    Column("feature", Whole, nullable=False),
     Column("source", Text, nullable=False),
     Column("label", Text, nullable=False),
     Column("folded", Text, nullable=False),  # as searched: Unicode's caseless form
@@ -309,7 +324,7 @@ snippets = Table(
     "snippets",
     INDEX,
     Column("sample", BigId, ForeignKey("snippet_sets.id", ondelete="CASCADE"), nullable=False),
-    Column("feature", sa.Integer, nullable=False),
+    Column("feature", Whole, nullable=False),
     Column("strongest", sa.Double, nullable=False),
     Column("input_score", sa.Double),  # NULL: too few snippets
     Column("packed", sa.LargeBinary, nullable=False),  # zlib of the snippets' JSON

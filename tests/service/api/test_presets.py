@@ -250,3 +250,40 @@ def test_the_same_idempotency_key_keeps_one_version(http):
     again = http.put("/v1/presets/once", json=body, headers=headers)
     assert again.headers["idempotency-replayed"] == "true"
     assert first.json()["digest"] == again.json()["digest"]
+
+
+BEYOND = (2**31, 2**63 - 1, 2**63, 10**25, -(10**25))
+
+
+@pytest.mark.parametrize("number", BEYOND)
+@pytest.mark.parametrize("noun", ["edits", "presets", "vectors"])
+def test_a_number_that_no_version_has_is_unknown_however_large(http, noun, number):
+    names = {"presets": "counted", "vectors": "counting", "edits": "none"}
+    if noun == "presets":
+        ok(put(http, "counted", steering(1.0)), 201)
+    where = f"/v1/{noun}/{names[noun]}"
+    for path in ("", "/file", "/delta"):
+        answer = http.get(f"{where}/versions/{number}{path}")
+        assert answer.status_code in (404, 422), answer.text
+    assert http.delete(f"{where}/versions/{number}").status_code in (404, 422)
+    assert promote(http, noun, names[noun], number).status_code in (404, 422)
+
+
+@pytest.mark.parametrize("number", [str(2**31), str(10**17), str(10**25), "9" * 5000])
+def test_a_generation_or_a_cursor_that_there_is_not_is_told(http, number):
+    ok(put(http, "counted", steering(1.0)), 201)
+    raced = promote(http, "presets", "counted", 1, **{"If-Match": f'"{number}"'})
+    assert raced.status_code in (412, 422), raced.text
+    page = http.get("/v1/presets/counted/versions", params={"after": number})
+    assert page.status_code in (200, 422), page.text
+    jobs = http.get("/v1/jobs", params={"after": number})
+    assert jobs.status_code in (200, 422), jobs.text
+
+
+@pytest.mark.parametrize("seen", ["9" * 9, str(10**25), "9" * 5000, "-1", "x"])
+def test_an_event_that_never_was_does_not_break_the_stream(http, seen):
+    vector(http, "heard")
+    job = ok(http.get("/v1/jobs"))["data"][0]["id"]
+    told = http.get(f"/v1/jobs/{job}/events", headers={"Last-Event-ID": seen})
+    assert told.status_code == 200 and "job.succeeded" in told.text
+    assert ("job.progress" in told.text) == (seen != "9" * 9)
