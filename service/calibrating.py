@@ -9,7 +9,6 @@ import hashlib
 import json
 import time
 from collections.abc import Generator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +33,7 @@ from service.datasets import newest
 from service.evidence_kinds import Found, plain, unzipped, zipped
 from service.jobs import Shares, Task
 from service.registry import Registry
-from service.registry.errors import KindDiffers, UnknownEdit, UnknownName
+from service.registry.errors import UnknownName
 from service.registry.kinds import CALIBRATION, STEERING
 from service.registry.records import Job, Version
 from service.registry.tables import canonical
@@ -102,16 +101,6 @@ def settings_of(payload: Mapping[str, Any]) -> CalibrationSettings:
 def check_payload(payload: Mapping[str, Any], archive: bytes) -> None:
     """UnusableExamples for what the job of this payload would find wrong with its examples."""
     check(examples_of(archive), settings_of(payload))
-
-
-def check_name(registry: Registry, tenant: str, body: CalibrationBody) -> None:
-    """KindDiffers if the preset to save would have the name of something else."""
-    if body.save is None:
-        return
-    with suppress(UnknownEdit):
-        has = registry.edits.get(tenant, body.save.name).kind
-        if has != STEERING:
-            raise KindDiffers(body.save.name, has, STEERING)
 
 
 def identity(payload: Mapping[str, Any], fingerprint: str) -> str:

@@ -142,6 +142,7 @@ def _kept(
     files, lines, total, ids = dict[str, bytes](), list[str](), 0, set[str]()
     for number, row in enumerate(rows):
         names, place = [], f"examples[{number}]"
+        _within(f"{place}.images", len(row.pictures), limits.input_pictures, " pictures")
         for at, where in enumerate(row.pictures):
             param = f"{place}.image" if row.image is not None else f"{place}.images[{at}]"
             data = read(where, param)

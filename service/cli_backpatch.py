@@ -83,7 +83,7 @@ def show(
         if calibration is not None:
             _show(tiller, calibration, output)
             return
-        table = Table(Column("calibration", no_wrap=True, overflow="fold"), "model", "verdict")
+        table = Table(Column("calibration", no_wrap=True), "model", "verdict")
         for one in tiller.backpatch.list():
             told = tiller.backpatch.show(one["id"])
             table.add_row(told["id"], told["model"], told["verdict"])

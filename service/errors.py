@@ -106,10 +106,14 @@ class MethodNotAllowed(Refusal):
 class UnknownModel(Refusal):
     """No hosted model and no variant has this name."""
 
-    def __init__(self, name: str, known: str) -> None:
-        super().__init__(
-            f"There is no model {name!r}.", remedy=f"GET /v1/models lists: {known}.", param="model"
-        )
+    def __init__(self, name: str, known: str, base: str = "") -> None:
+        """`base`: the model that the name changes, where models are read as they are."""
+        problem = f"There is no model {name!r}."
+        remedy = f"GET /v1/models lists: {known}."
+        if base:
+            problem = f"{name!r} is {base} with changes, and here a model is read as it is."
+            remedy = f"Name {base}."
+        super().__init__(problem, remedy=remedy, param="model")
 
 
 class WrongModel(Refusal):

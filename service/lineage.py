@@ -1,13 +1,23 @@
 """Where a version comes from: the version before it, and the program that wrote it."""
 
+from contextlib import suppress
 from importlib.metadata import version
 
 from editors.delta import Delta
 from service.registry import Registry
-from service.registry.errors import UnknownEdit
+from service.registry.errors import KindDiffers, UnknownEdit
+from service.registry.kinds import word_of
 from service.registry.records import Version
 
 TOOL = f"tiller {version('tiller')}"
+
+
+def check_kind(registry: Registry, tenant: str, name: str, kind: str) -> None:
+    """KindDiffers if the name belongs to something else: told before a job works for it."""
+    with suppress(UnknownEdit):
+        has = registry.edits.get(tenant, name).kind
+        if has != kind:
+            raise KindDiffers(name, word_of(has), word_of(kind))
 
 
 def newest(registry: Registry, tenant: str, name: str) -> Version | None:

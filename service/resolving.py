@@ -103,6 +103,18 @@ class Resolver:
             placed.append((BACKPATCH, backpatch))
         return replace(self._wanted(tenant, base, named, edits, placed), variant=variant)
 
+    def refuse_changed(self, tenant: str, model: str) -> None:
+        """For what reads a model as it is: name the model that a name changes.
+
+        Raises:
+            UnknownModel: It is no hosted model; of a variant, or of base+name@alias, with the base.
+        """
+        base, plus, _ = model.partition("+")
+        if base not in self.hosted:
+            base = self._variant(tenant, base).model
+        if plus or base != model:
+            raise UnknownModel(model, ", ".join(self.hosted), base)
+
     def bundle(self, tenant: str, model: str, uses: Sequence[EditUse]) -> Wanted:
         """What a variant of these edits, presets and vectors means now.
 

@@ -104,6 +104,7 @@ def _registered(
     vectors = Vectors(header, learned.vectors)
     report = sizes_of(vectors, learned.stream_norms)
     report["tokens"] = {"positives": learned.positives, "negatives": learned.negatives}
+    report["cut"] = dict(zip(("positives", "negatives"), learned.cut, strict=True))
     name = told["name"]
     before = newest(registry, job.tenant, name)
     version = registry.edits.register(

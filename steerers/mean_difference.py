@@ -32,12 +32,14 @@ class MeanDifference:
         vectors: By site, mean of the positives - mean of the negatives.
         stream_norms: By site the mean norm of all tokens that counted.
         positives, negatives: Tokens that counted.
+        cut: Texts of either side that were longer than what was read of them.
     """
 
     vectors: Mapping[str, Float[Tensor, " d"]]
     stream_norms: Mapping[str, float]
     positives: int
     negatives: int
+    cut: tuple[int, int]
     pool: Pool
 
 
@@ -85,6 +87,7 @@ def mean_difference(
         stream_norms={s: (above.norms[s] + below.norms[s]) / both for s in sites},
         positives=above.count,
         negatives=below.count,
+        cut=(above.cut, below.cut),
         pool=pool,
     )
 
@@ -95,12 +98,13 @@ class _Sum:
     def __init__(self, sites: Sequence[str]) -> None:
         self.sums: dict[str, Tensor] = {}
         self.norms = dict.fromkeys(sites, 0.0)
-        self.count = 0
+        self.count = self.cut = 0
 
     def add(self, some: Texts, pool: Pool) -> None:
         """Some texts more."""
         meant = some.meant if pool == "tokens" else _last_of(some.meant)
         self.count += int(meant.sum())
+        self.cut += some.cut
         for site, stream in some.streams.items():
             counted = stream.cpu()[meant].double()
             self.sums[site] = self.sums.get(site, torch.zeros(())) + counted.sum(0)

@@ -20,12 +20,14 @@ class Texts:
         ids: Shorter rows are filled up behind their end, which a causal model never looks at.
         meant: Tokens that count: of the text, and not one of the tokenizer's marks.
         streams: Per site what passed it.
+        cut: How many of the texts were longer than what was read of them.
     """
 
     index: tuple[int, ...]
     ids: Int[Tensor, "rows tokens"]
     meant: Bool[Tensor, "rows tokens"]
     streams: dict[str, Float[Tensor, "rows tokens d"]]
+    cut: int
 
 
 def read(
@@ -42,14 +44,17 @@ def read(
     """
     family = language_of(hosted, "control_vector")
     tokens = min(tokens, family.context_length(hosted))
-    rows = [family.tokenize(hosted, text)[:tokens] for text in texts]
+    whole = [family.tokenize(hosted, text) for text in texts]
+    rows = [row[:tokens] for row in whole]
     marks = torch.tensor(sorted(family.special_ids(hosted)), dtype=torch.long)
     for some in _together([len(row) for row in rows], at_most):
         longest = max(len(rows[i]) for i in some)
         ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in some])
         lengths = torch.tensor([len(rows[i]) for i in some])
         meant = (torch.arange(longest) < lengths[:, None]) & ~torch.isin(ids, marks)
-        yield Texts(index=some, ids=ids, meant=meant, streams=streams(hosted, ids, sites))
+        cut = sum(len(whole[i]) > tokens for i in some)
+        seen = streams(hosted, ids, sites)
+        yield Texts(index=some, ids=ids, meant=meant, streams=seen, cut=cut)
 
 
 @torch.inference_mode()

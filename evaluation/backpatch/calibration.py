@@ -43,7 +43,7 @@ class CalibrationSettings:
         choosing: Share of the examples that choose; the others are reported.
         first: Examples of the first round, as a share of those that choose.
         keep: Share of the plans that go on to the next round, which has as many times more.
-        most: Answers that choosing may ask for, in each form; None is no bound.
+        most: Patched answers that choosing may ask for, in each form; None is no bound.
         control: Whether the same is done in words.
         resamples: Of the bootstrap.
         seed: Of the split, the order and the bootstrap.
@@ -119,6 +119,7 @@ class Side:
         chosen_on: Its accuracy there, and the unpatched one: too good by the choice.
         plain, patched, gain: On the reported part.
         tried: Every plan that was asked about.
+        left_out: How many of the grid were not drawn, so that the budget of answers is kept.
         plain_choosing: The unpatched accuracy where plans were chosen.
     """
 
@@ -130,6 +131,7 @@ class Side:
     patched: Share
     gain: Share
     tried: tuple[Tried, ...]
+    left_out: int
 
     @property
     def helps(self) -> bool:
@@ -148,7 +150,8 @@ class CalibrationReport:
         gap: How far words are ahead on the reported part, and how much of it the image plan closes;
             None without a control.
         layers: Of the decoder.
-        answered: Plans times examples that were asked, and how many the full grid would be.
+        answered, full_grid: Answers that were asked for, and those of every plan for every example;
+            the unpatched ones count in both.
         seconds: It took, of this run.
     """
 
@@ -188,7 +191,8 @@ def check(examples: Sequence[Example], settings: CalibrationSettings) -> None:
     """What is wrong with examples is said before a model has read them, as far as it can be known.
 
     Raises:
-        UnusableExamples: Too few of them can choose or be reported, or have labels to choose among.
+        UnusableExamples: Too few of them can choose or be reported, or have labels to choose among;
+            or those that choose are more than the answers that choosing may ask for.
     """
     apart = [one for one in examples if settings.metric == "exact" or len(set(one.labels)) > 1]
     if examples and not apart:
@@ -197,7 +201,14 @@ def check(examples: Sequence[Example], settings: CalibrationSettings) -> None:
             "labels",
             "Send `labels`, what an answer can be; or use the metric `exact`.",
         )
-    _split(_clusters(apart), settings)
+    choosing, _ = _split(_clusters(apart), settings)
+    if settings.most is not None and settings.most < len(choosing):
+        raise UnusableExamples(
+            f"Choosing may ask for {settings.most} answers, and one plan alone is asked about all "
+            f"{len(choosing)} examples that choose.",
+            "search.answers",
+            f"Allow {len(choosing)} at least, or send fewer examples.",
+        )
 
 
 def calibrate(
@@ -237,7 +248,7 @@ def calibrate(
         yield from run.ask(told, [image.place], "the same plan in words")
         same = run.gain(told, image.place)
         gap = run.gap(_of(cases.image, reported), told, image.place)
-    full = len(places) * (len(cases.image) + (len(cases.text) if text else 0))
+    full = (len(places) + 1) * (len(cases.image) + (len(cases.text) if text else 0))
     return CalibrationReport(
         image=image,
         text=text,
@@ -276,6 +287,7 @@ class _Run:
         form = cases[0].form
         place = yield from self._halve(choose, form)
         yield from self.ask(report, [place], f"reporting ({form})")
+        tried = tuple(self._tried(choose))
         return Side(
             form=form,
             place=place,
@@ -284,7 +296,8 @@ class _Run:
             plain=self.share(report, None),
             patched=self.share(report, place),
             gain=self.gain(report, place),
-            tried=tuple(self._tried(choose)),
+            tried=tried,
+            left_out=len(self.places) - len(tried),
         )
 
     def ask(self, cases: Sequence[Case], places: Sequence[Place], stage: str) -> Iterator[Progress]:

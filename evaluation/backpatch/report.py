@@ -1,7 +1,7 @@
 """A calibration on paper: JSON for programs, Markdown with the verdict, heat maps of the grid."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +80,21 @@ def _beside(report: CalibrationReport) -> str:
     if report.gap is not None:
         said += _closed(report.gap)
     said.append(
-        f"{report.answered} answers were asked for; the whole grid has {report.full_grid}, each of "
-        "which takes two passes when it is asked for alone."
+        f"{report.answered} answers were asked for, unpatched ones among them; the whole grid has "
+        f"{report.full_grid}. A patched one takes two passes when it is asked for alone."
     )
-    return " ".join(said)
+    return " ".join([*said, *_left_out(report)])
+
+
+def _left_out(report: CalibrationReport) -> Iterator[str]:
+    """Plans that a budget of answers had no room for."""
+    for side in (report.image, report.text):
+        if side is not None and side.left_out:
+            plans = len(side.tried) + side.left_out
+            yield (
+                f"{side.left_out} of {plans} plans were left out by lot ({side.form}): choosing "
+                f"may ask for {report.settings.most} answers."
+            )
 
 
 def _closed(gap: Gap) -> list[str]:

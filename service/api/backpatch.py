@@ -19,7 +19,6 @@ from service.auth import Principal
 from service.calibrating import (
     CALIBRATE,
     artifacts,
-    check_name,
     check_payload,
     identity,
     known,
@@ -30,9 +29,11 @@ from service.calibrating import (
 from service.calibration_examples import Kept, of_archive, of_rows
 from service.datasets import newest
 from service.errors import BadRequest, ScopeMissing, TooMuch, WrongModality
+from service.lineage import check_kind
 from service.registry.blobs import digest_of
-from service.registry.kinds import CALIBRATION, EXAMPLES
+from service.registry.kinds import CALIBRATION, EXAMPLES, STEERING
 from service.registry.records import Edit, Version
+from service.resolving import Resolver
 from service.schema_backpatch import CalibrationBody
 from service.settings import Limits
 from service.workbench import Workbench
@@ -69,8 +70,10 @@ async def calibrate(request: Request, bench: Bench, caller: Writer) -> JSONRespo
     limits = bench.settings.limits
     body, archive = await _asked(request, limits)
     _check(body, limits, caller)
-    card = await _seeing(bench, body)
-    await asyncio.to_thread(check_name, bench.registry, caller.tenant, body)
+    card = await _seeing(bench, body, caller)
+    if body.save is not None:
+        save_as = body.save.name
+        await asyncio.to_thread(check_kind, bench.registry, caller.tenant, save_as, STEERING)
     kept = await asyncio.to_thread(_examples, body, archive, limits)
     payload = payload_of(body, digest_of(kept.data))
     await asyncio.to_thread(check_payload, payload, kept.data)
@@ -176,8 +179,11 @@ def _check(body: CalibrationBody, limits: Limits, caller: Principal) -> None:
             )
 
 
-async def _seeing(bench: Workbench, body: CalibrationBody) -> Mapping[str, Any]:
+async def _seeing(bench: Workbench, body: CalibrationBody, caller: Principal) -> Mapping[str, Any]:
     """The card of a model that reads pictures and has the layers that the plans name."""
+    if body.model not in bench.hosts:
+        resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
+        await asyncio.to_thread(resolver.refuse_changed, caller.tenant, body.model)
     card = await bench.host(body.model).card()
     if card["modality"] != "vision-language":
         raise WrongModality(body.model, card["modality"], "vision-language")

@@ -11,7 +11,7 @@ from service.api.edits import Reader, Writer
 from service.api.jobs import accepted, waited
 from service.api.named import EXACT, Noun, PathName, routes
 from service.errors import TooMuch
-from service.lineage import newest, parent_of
+from service.lineage import check_kind, newest, parent_of
 from service.questions import AdoptVector, CheckVector
 from service.registry.blobs import digest_of
 from service.registry.kinds import VECTOR
@@ -35,6 +35,7 @@ async def learn_vector(
     request: Request, body: VectorBody, bench: Bench, caller: Writer
 ) -> JSONResponse:
     """Learn a direction from two lists of texts: a job, whose result is a new version."""
+    await asyncio.to_thread(check_kind, bench.registry, caller.tenant, body.name, VECTOR)
     payload = body.model_dump()
     payload["sites"] = await bench.host(body.model).answer(CheckVector(payload=payload))
     job = await asyncio.to_thread(
@@ -51,6 +52,7 @@ async def import_vector(
     data = await form.file.read()
     if len(data) > bench.settings.limits.import_bytes:
         raise TooMuch("file", len(data), bench.settings.limits.import_bytes)
+    await asyncio.to_thread(check_kind, bench.registry, caller.tenant, form.name, VECTOR)
     host = bench.host(form.model)
     card = await host.card()
     arrival = AdoptVector(file=form.file.filename or "", data=data, site=form.site)

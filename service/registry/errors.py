@@ -6,6 +6,7 @@ from models.errors import Refusal
 
 _LISTS = {"edit": "/v1/edits", "preset": "/v1/presets", "vector": "/v1/vectors"}
 _LISTS |= {"dataset": "/v1/datasets", "evaluation": "/v1/evaluations"}
+_LISTS |= {"calibration": "/v1/backpatch/calibrations"}
 NAME = "edit, preset or vector"
 """What a name may be the name of, where all of them may stand."""
 

@@ -97,3 +97,33 @@ def test_null_is_not_given():
     assert (body.steering, body.edits, body.compare, body.stop) == ([], [], False, None)
     asked = {"concept": "sea", "strength": 1, "sae": None, "mode": None, "vectors": None}
     assert meant(asked) == [SAE(concept="sea", strength=1.0)]
+
+
+FEATURE = {"sae": "toy", "feature": 1, "strength": 2.0}
+PLAN = {"source": 9, "target": 2}
+
+
+@pytest.mark.parametrize(
+    ("asked", "nulls"),
+    [
+        ({"concept": "sea", "strength": 1}, ("preset", "vector", "kind", "vectors")),
+        ({"vector": "happy"}, ("concept", "mode", "preset", "features")),
+        ({"features": [FEATURE]}, ("vector", "preset", "source")),
+        ({"kind": "sae", "features": [FEATURE]}, ("vector", "preset")),
+        ({"preset": "winter"}, ("concept", "vector", "kind")),
+    ],
+)
+def test_a_null_has_no_say_in_what_kind_an_entry_is(asked, nulls):
+    assert entries({**dict.fromkeys(nulls), **asked}) == entries(asked)
+
+
+def test_a_null_has_no_say_in_what_kind_of_plan_it_is():
+    def plan(told):
+        return ChatBody.model_validate({**CHAT, "backpatch": told}).backpatch
+
+    for kept in (PLAN, {"preset": "counting@live"}):
+        nulls = dict.fromkeys(("preset", "source", "pairs", "kind", "concept"))
+        assert plan({**nulls, **kept}) == plan(kept)
+    with pytest.raises(ValidationError) as caught:
+        entries({"concept": "sea", "strength": 1, "consept": None})
+    assert caught.value.errors()[0]["loc"] == ("steering", "consept")

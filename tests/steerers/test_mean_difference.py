@@ -50,6 +50,12 @@ def test_the_order_of_texts_does_not_matter_and_turning_sides_turns_the_vector(l
         torch.testing.assert_close(one.vectors[site], -other.vectors[site], atol=1e-5, rtol=1e-4)
 
 
+def test_texts_that_were_not_read_to_their_end_are_counted(llama):
+    found = drained(mean_difference(llama, [*ABOVE, "red " * 9], BELOW, SITES[:1], tokens=6))
+    sizes = [len(llama.family.tokenize(llama, text)) for text in ABOVE]
+    assert found.cut == (1 + sum(size > 6 for size in sizes), 0)
+
+
 def test_what_cannot_be_learned_is_refused(llama, tiny_sd):
     with pytest.raises(TooFewTexts):
         drained(mean_difference(llama, ABOVE, [""], SITES))

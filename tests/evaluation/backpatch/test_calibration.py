@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.backpatch.calibration import Book, CalibrationSettings, calibrate
+from evaluation.backpatch.calibration import Book, CalibrationSettings, calibrate, check
 from evaluation.backpatch.example import Example, prepare
-from evaluation.backpatch.report import write_calibration
+from evaluation.backpatch.report import calibration_markdown, write_calibration
 from evaluation.backpatch.search import answers, rounds, within
 from evaluation.backpatch.sweep import Place, Sweep, grid, right
 from evaluation.errors import UnusableExamples
@@ -211,6 +211,27 @@ def test_a_small_budget_draws_some_of_the_plans(qwen, planted):
     assert sum(t.examples for t in report.image.tried) <= 40
     assert 1 <= len(report.image.tried) < len(grid(LAYERS, (1,)))
     assert report.image.place in {t.place for t in report.image.tried}
+    left_out = len(grid(LAYERS, (1,))) - len(report.image.tried)
+    assert report.image.left_out == left_out > 0
+    assert f"{left_out} of {len(grid(LAYERS, (1,)))} plans were left out by lot (image)" in (
+        calibration_markdown(report)
+    )
+
+
+def test_a_budget_that_one_plan_alone_exceeds_is_refused(planted):
+    _, examples = planted
+    check(examples, replace(SETTINGS, most=24))
+    with pytest.raises(UnusableExamples, match="may ask for 23 answers") as caught:
+        check(examples, replace(SETTINGS, most=23))
+    assert caught.value.param == "search.answers"
+
+
+def test_the_whole_grid_is_never_less_than_what_was_asked(qwen, planted):
+    _, examples = planted
+    everything = replace(SETTINGS, places=(Place(source=3, target=0),), first=1.0)
+    report, _ = drained(calibrate(qwen, examples, everything))
+    assert report.answered == report.full_grid
+    assert "left out" not in calibration_markdown(report)
 
 
 def test_where_nothing_helps_it_says_so(qwen):

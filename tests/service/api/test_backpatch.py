@@ -221,6 +221,9 @@ REFUSED = [
     ({"examples": [row(n, image=uri(png(n % 3))) for n in range(12)]}, 422, "examples"),
     ({"examples": rows(12), "choosing": 0.9}, 422, "choosing"),
     ({"examples": rows(12), "choosing": 0.05}, 422, "choosing"),
+    ({"search": {"answers": 5}}, 422, "search.answers"),
+    ({"examples": [row(0, image=None, images=[uri(png(0))] * 9)]}, 422, "examples[0].images"),
+    ({"model": f"{SPEAKER}+cheerful"}, 404, "model"),
     ({"labels": ["cat"]}, 422, "labels"),
     ({"labels": [], "examples": [row(n, answer="cat") for n in range(12)]}, 422, "labels"),
     ({"sav": {"name": "typo"}}, 422, "sav"),
@@ -233,6 +236,34 @@ def test_what_cannot_be_calibrated_is_refused_by_name(http, changes, status, par
     assert answer.status_code == status, answer.text
     assert answer.json()["param"] == param, answer.text
     assert answer.json()["remedy"]
+
+
+def test_a_key_that_is_null_is_not_given(http, result):
+    nulls = dict.fromkeys(("windows", "search", "save", "seed", "control"))
+    rows_with_nulls = [{**row, "images": None, "text": None} for row in rows()]
+    assert ask(http, examples=rows_with_nulls, **nulls).json()["id"] == result["calibration"]
+    whole = ask(http, plans=None, examples=None)
+    assert whole.json()["param"] == "examples", whole.text
+
+
+def test_a_variant_is_calibrated_by_the_model_behind_it(http):
+    assert http.put("/v1/variants/kind", json={"model": MODEL, "edits": []}).status_code == 200
+    for name in ("kind", f"{MODEL}+counting@live"):
+        told = ask(http, model=name).json()
+        assert (told["code"], told["param"]) == ("unknown_model", "model")
+        assert f"{MODEL} with changes" in told["detail"] and told["remedy"] == f"Name {MODEL}."
+
+
+@pytest.mark.usefixtures("result")
+def test_a_list_of_jobs_does_not_say_that_their_logs_are_empty(http):
+    jobs = http.get("/v1/jobs").json()["data"]
+    assert jobs and all("log" not in job for job in jobs)
+    assert http.get(f"/v1/jobs/{jobs[0]['id']}").json()["log"]
+
+
+def test_an_unknown_calibration_is_told_where_they_are_listed(http):
+    told = http.get(f"{CALIBRATIONS}/nothing").json()
+    assert "GET /v1/backpatch/calibrations" in told["remedy"]
 
 
 def test_a_preset_that_would_have_the_name_of_something_else_is_refused_at_once(service, http):
@@ -421,6 +452,15 @@ def test_the_sdk_and_the_command_line_ask_for_the_same(service, tiller, result, 
     assert (tmp_path / "out" / "grid-image.png").stat().st_size > 1000
     gone = [w if not w.endswith(".jsonl") else "gone.zip" for w in words]
     assert CliRunner().invoke(cli_backpatch.app, gone).exit_code == 2
+    (tmp_path / "p0.png").write_bytes(png(0))
+    picture = [w if not w.endswith(".jsonl") else str(tmp_path / "p0.png") for w in words]
+    drawn = CliRunner().invoke(cli_backpatch.app, picture)
+    assert drawn.exit_code == 2
+    assert "neither a zip, a folder nor lines" in " ".join(drawn.output.replace("│", "").split())
+    marked = "\ufeff" + (folder / "examples.jsonl").read_text()
+    (folder / "examples.jsonl").write_text(marked)  # as some editors begin a file
+    ended = CliRunner().invoke(cli_backpatch.app, words)
+    assert ended.exit_code == 0, ended.output
     (folder / "examples.jsonl").write_text("[1]\n")
     odd = CliRunner().invoke(cli_backpatch.app, words)
     assert odd.exit_code == 2 and "is not an object" in " ".join(odd.output.split())

@@ -45,8 +45,8 @@ def chat(http, **asked):
     return http.post("/v1/chat/completions", json=body)
 
 
-def vector(http, name, positives=("the king", "a king"), negatives=("the sea", "a boat")):
-    body = {"name": name, "model": MODEL, "positives": positives, "negatives": negatives}
+def vector(http, name, positives=("the king", "a king"), negatives=("the sea", "a boat"), **more):
+    body = {"name": name, "model": MODEL, "positives": positives, "negatives": negatives, **more}
     job = ok(http.post("/v1/vectors", json=body, headers=WAIT))
     assert job["state"] == "succeeded", job
     return job["result"]
@@ -198,6 +198,21 @@ def test_a_preset_keeps_ablation_and_tells_its_dictionary_by_both_names(http):
 def test_a_direction_that_cannot_be_learned_makes_no_job(http, changes, status, code):
     body = {"name": "x", "model": MODEL, "positives": ["a"], "negatives": ["b"], **changes}
     assert problem(http.post("/v1/vectors", json=body), status)["code"] == code
+
+
+def test_a_direction_with_the_name_of_a_preset_makes_no_job(http):
+    ok(put(http, "taken", {"features": [{"sae": SAE, "feature": 4, "strength": 1.0}]}), 201)
+    body = {"name": "taken", "model": MODEL, "positives": ["a"], "negatives": ["b"]}
+    for answer in (http.post("/v1/vectors", json=body), imported(http, "taken", "any.npz", b"")):
+        told = problem(answer, 409)
+        assert (told["code"], told["param"]) == ("kind_differs", "name")
+        assert "name of a preset" in told["detail"]
+
+
+def test_texts_that_are_cut_are_counted(http):
+    long = "the king of arda " * 60
+    result = vector(http, "cut", positives=[long, "the king"], negatives=["the snow"], tokens=8)
+    assert result["report"]["cut"] == {"positives": 1, "negatives": 0}
 
 
 def imported(http, name, file, data, **form):
