@@ -34,7 +34,7 @@ from models.decoder import TOWER
 from models.errors import MethodNotApplicable
 from models.hosted import HostedModel
 from models.language import Language
-from models.progress import Progress
+from models.progress import FOUND_BEFORE, Progress
 from models.text_tower import TextTower
 from models.vision_language import VisionLanguage
 
@@ -187,7 +187,7 @@ def _traces(
     found = {place: _read(heard(noted, name)) for place, name in enumerate(names) if name in noted}
     left = list(missing(noted, names))
     if found:
-        yield Progress(stage="tracing", done=len(found), total=len(kept), message="found before")
+        yield Progress(stage="tracing", done=len(found), total=len(kept), message=FOUND_BEFORE)
     for place, fresh in zip(left, trace([kept[place] for place in left]), strict=True):
         found[place] = fresh
         yield Stage(

@@ -63,17 +63,20 @@ def _variable(told: Told) -> list[str]:
     rows = [
         (
             cell["layer"],
-            cell["place"],
+            ", ".join((cell["place"], *cell["saes"])),
+            "all" if cell["features"] is None else cell["features"],
             ", ".join(f"{name} {_n(v)}" for name, v in cell["values"].items()),
             cell["refused"] or _measured(cell),
         )
         for cell in told["cells"]
     ]
-    lines += _table(("layer", "position", f"{told['metric']} by set", "mean"), rows)
+    lines += _table(("layer", "position", "features", f"{told['metric']} by set", "mean"), rows)
     for name, others in told["indistinct"].items():
         lines += ["", f"**{name}** cannot tell the variable from {', '.join(others)}."]
     if left_out := told.get("left_out", {}):
         lines += ["", *(f"No {name}: {why['problem']}" for name, why in left_out.items())]
+    if (why := told.get("unsaved")) is not None:
+        lines += ["", f"**Nothing is saved**: {why['problem']} {why['remedy']}"]
     nothing = told["control"].get("no_op", {})
     return [*lines, "", f"Doing nothing: {', '.join(f'{k} {_n(v)}' for k, v in nothing.items())}."]
 

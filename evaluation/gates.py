@@ -26,7 +26,7 @@ from evaluation.variables.table import table
 from evaluation.variables.trials import Trials
 from evaluation.variables.units import Unit, check
 from models.hosted import HostedModel
-from models.progress import Progress
+from models.progress import FOUND_BEFORE, Progress
 from models.site import Site
 from steerers.dictionary import Dictionary
 
@@ -216,7 +216,7 @@ class _Measuring:
         done = [n for n, name in enumerate(self._names) if name in self.noted]
         if done:
             total = len(self.sets)
-            yield Progress(stage="gates", done=len(done), total=total, message="found before")
+            yield Progress(stage="gates", done=len(done), total=total, message=FOUND_BEFORE)
         full: Measured | None = None
         found: list[FeatureGate] = []
         each = max(1, _SWAPPED // (1 + self.settings.draws))

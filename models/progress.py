@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+FOUND_BEFORE = "found before"
+"""The message of a step that says how much an earlier worker had made whole."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:

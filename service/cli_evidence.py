@@ -4,22 +4,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
 from evaluation.behaviours.errors import UnreadableRows
-from evaluation.behaviours.public import read_rows
+from evaluation.behaviours.public import PUBLIC_TASKS, read_rows
 from service.asking import asked_at
 from service.calls import given
 from service.cli_shared import bar
 from service.client import Tiller
 from service.params import METHODS, not_finite
+from service.schema_evaluations import Generator
 
 _OWN = {"pairs": "clean", "swaps": "base"}
 """By kind of rows a key that each of them has."""
+_GENERATORS: tuple[str, ...] = get_args(Generator)
 _FILES = (".json", ".jsonl", ".parquet")
 app = typer.Typer(no_args_is_help=True, help="Causal evidence: where it sits, and is it real?")
 out = Console()
@@ -52,7 +54,31 @@ Params = Annotated[
     list[str] | None, typer.Option("--param", "-p", help="key=value; values are JSON or text.")
 ]
 Edits = Annotated[list[str] | None, typer.Option("--edit", "-e", help="name or name@version")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="A folder for the files.")]
+
+
+def _folder(path: Path | None) -> Path | None:
+    """A folder for the files, made before the work."""
+    try:
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be a folder: {error.strerror}") from None
+    return path
+
+
+def _file(path: Path) -> Path:
+    """A file that can be written, looked at before the work."""
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}")
+    return path
+
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="A folder for the files.", callback=_folder),
+]
 Url = Annotated[
     str | None, typer.Option(envvar="TILLER_URL", help="A running service; else one is started.")
 ]
@@ -81,8 +107,8 @@ def circuit(  # noqa: PLR0913, PLR0917 - one argument per option
 ) -> None:
     """Which heads and MLPs carry a behaviour: CMD, CPR and faithfulness by size."""
     asked = {"method": METHODS.get(method, method), "level": level, "seed": seed, **_params(param)}
+    source = _Source(dataset, data, task, vocabulary, n, 60, seed, answers)
     with asked_at(url, api_key) as tiller:
-        source = _Source(dataset, data, task, vocabulary, n, 60, seed, answers)
         told = {"dataset": source.kept(tiller, model), "edits": edit or []}
         _show(tiller, _found(tiller, "circuit", model, asked, **told), output)
 
@@ -120,9 +146,9 @@ def variable(  # noqa: PLR0913, PLR0917 - one argument per option
     if save is not None:
         kept, _, alias = save.partition("@")
         asked["save"] = given({"name": kept, "alias": alias or None, "toward": toward})
+    only = name if task == "ravel" else None
+    source = _Source(dataset, data, task, vocabulary, n, 120, seed, variable=only)
     with asked_at(url, api_key) as tiller:
-        only = name if task == "ravel" else None
-        source = _Source(dataset, data, task, vocabulary, n, 120, seed, variable=only)
         told = {"dataset": source.kept(tiller, model), "edits": edit or []}
         found = _found(tiller, "causal_variable", model, {**asked, **_params(param)}, **told)
         _show(tiller, found, output)
@@ -147,9 +173,9 @@ def gate(  # noqa: PLR0913, PLR0917 - one argument per option
 ) -> None:
     """Is a feature a handle on a variable, better than random ones and harmless elsewhere?"""
     asked = {"sae": sae, "features": features, "variable": variable, "seed": seed}
+    only = variable if task == "ravel" else None
+    source = _Source(dataset, data, task, vocabulary, n, 120, seed, variable=only)
     with asked_at(url, api_key) as tiller:
-        only = variable if task == "ravel" else None
-        source = _Source(dataset, data, task, vocabulary, n, 120, seed, variable=only)
         rows = source.kept(tiller, model)
         found = _found(tiller, "feature_gate", model, {**asked, **_params(param)}, dataset=rows)
         _show(tiller, found, output)
@@ -173,8 +199,8 @@ def advice(  # noqa: PLR0913, PLR0917 - one argument per option
 ) -> None:
     """At which layers to steer a model, to edit a text encoder, or to patch pictures back."""
     asked = {"operation": operation, "seed": seed, **_params(param)}
+    source = _Source(dataset, data, task, vocabulary, n, 24, seed, answers)
     with asked_at(url, api_key) as tiller:
-        source = _Source(dataset, data, task, vocabulary, n, 24, seed, answers)
         rows = source.kept(tiller, model)
         _show(tiller, _found(tiller, "layer_advice", model, asked, dataset=rows), output)
 
@@ -197,35 +223,48 @@ def audit(  # noqa: PLR0913, PLR0917 - one argument per option
 ) -> None:
     """What else an edit changed: probe sets before and after, and the old circuit's drift."""
     asked = {"seed": seed, **_params(param)}
+    sources = {}
+    for told in suite:
+        name, _, where = told.partition("=")
+        if not name or not where:
+            raise typer.BadParameter(
+                f"--suite {told!r} is not name=task, name=dataset-... or name=file"
+            )
+        sources[name] = _suite(where, vocabulary, n, seed, answers)
     with asked_at(url, api_key) as tiller:
-        suites = {}
-        for told in suite:
-            name, _, where = told.partition("=")
-            source = _suite(where or name, vocabulary, n, seed, answers)
-            suites[name] = source.kept(tiller, model)
+        suites = {name: source.kept(tiller, model) for name, source in sources.items()}
         found = _found(tiller, "edit_audit", model, asked, suites=suites, edits=edit)
         _show(tiller, found, output)
 
 
+OfModel = Annotated[str | None, typer.Option("--model", "-m", help="Only of that model.")]
+
+
 @app.command("list")
-def list_found(url: Url = None, api_key: Key = None) -> None:
-    """What was found: of which model, on which rows, and the one number that says most."""
-    table = Table(Column("evaluation", no_wrap=True), "kind", "model", "rows", "asked", "found")
+def list_found(
+    model: OfModel = None,
+    kind: Annotated[str | None, typer.Option(help="circuit, causal_variable, ...")] = None,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """What was found, the newest first: of what, on which rows, and the number that says most."""
+    table = Table(Column("evaluation", no_wrap=True), "found", show_lines=True)
     with asked_at(url, api_key) as tiller:
-        for one in tiller.evaluations.list():
+        for one in tiller.evaluations.list(model=model, kind=kind):
             asked = ", ".join(_told(v) for v in one["asked"].values())
             main = one["main"] or {"name": "", "value": ""}
+            about = f"{one['kind']} of {one['model']}, {_told(one['rows'])}"
             found = f"{main['name']} {_told(main['value'])}"
-            table.add_row(one["id"], one["kind"], one["model"], _told(one["rows"]), asked, found)
+            table.add_row(one["id"], "\n".join(filter(None, (about, asked, found))))
     out.print(table)
 
 
 @app.command()
-def datasets(url: Url = None, api_key: Key = None) -> None:
-    """Rows that are kept: of which task, for which model, how many it can use."""
+def datasets(model: OfModel = None, url: Url = None, api_key: Key = None) -> None:
+    """Rows that are kept, the newest first: of which task, how many the model can use."""
     table = Table(Column("dataset", no_wrap=True), "model", "rows", "n", "kept")
     with asked_at(url, api_key) as tiller:
-        for one in tiller.datasets.list():
+        for one in tiller.datasets.list(model=model):
             kept = ", ".join(f"{n} {rows}" for rows, n in one["kept"].items())
             table.add_row(one["id"], one["model"], one["rows"], str(one["n"]), kept)
     out.print(table)
@@ -235,7 +274,7 @@ def datasets(url: Url = None, api_key: Key = None) -> None:
 def export(
     evaluation: Annotated[str, typer.Argument(help="Its id.")],
     task: Annotated[str, typer.Option(help="As MIB calls it: ioi, ..., ioi_task, ...")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The zip.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The zip.", callback=_file)],
     model: Annotated[str | None, typer.Option(help="Of a circuit: gpt2, qwen2.5, ...")] = None,
     url: Url = None,
     api_key: Key = None,
@@ -291,6 +330,19 @@ class _Source:
     answers: str = "whole"
     variable: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.dataset is not None:
+            beside = {"--task": self.task, "--data": self.data}
+            if idle := [option for option, value in beside.items() if value is not None]:
+                told = f"--dataset names rows that are kept; leave {' and '.join(idle)} out"
+                raise typer.BadParameter(told)
+            return
+        if self.data is None and self.task is None:
+            raise typer.BadParameter("name a --task, a --dataset, or a file of rows with --data")
+        known = _GENERATORS if self.data is None else PUBLIC_TASKS
+        if self.task is not None and self.task not in known:
+            raise typer.BadParameter(f"there is no task {self.task!r} here: {', '.join(known)}")
+
     def kept(self, tiller: Tiller, model: str) -> str:
         """The id of the data set."""
         if self.dataset is not None:
@@ -298,8 +350,6 @@ class _Source:
         asked: dict[str, Any] = {"answers": self.answers, "variable": self.variable}
         if self.data is not None:
             return tiller.datasets.make(model=model, **asked, **self._rows(self.data))["id"]
-        if self.task is None:
-            raise typer.BadParameter("name a --task, a --dataset, or a file of rows with --data")
         asked |= {"vocabulary": self.vocabulary, "n": self.n or self.drawn, "seed": self.seed}
         return tiller.datasets.make(model=model, generator=self.task, **asked)["id"]
 

@@ -56,9 +56,11 @@ def _make_dataset(  # noqa: PLR0913 - the request's keys
     return Call(method="POST", path="/v1/datasets", read=as_json, json=given(asked))
 
 
-def _list_datasets(*, limit: int = 100, after: str | None = None) -> Call[list[Json]]:
-    """Data sets by name."""
-    query = given({"limit": limit, "after": after})
+def _list_datasets(
+    *, limit: int = 100, after: str | None = None, model: str | None = None
+) -> Call[list[Json]]:
+    """Data sets, newest first; those of one model."""
+    query = given({"limit": limit, "after": after, "model": model})
     return Call(method="GET", path="/v1/datasets", read=as_data, query=query)
 
 
@@ -101,9 +103,15 @@ def _start(  # noqa: PLR0913 - the request's keys
     return Call(method="POST", path="/v1/evaluations", read=as_json, json=given(asked))
 
 
-def _list_evaluations(*, limit: int = 100, after: str | None = None) -> Call[list[Json]]:
-    """Finished evaluations."""
-    query = given({"limit": limit, "after": after})
+def _list_evaluations(
+    *,
+    limit: int = 100,
+    after: str | None = None,
+    model: str | None = None,
+    kind: str | None = None,
+) -> Call[list[Json]]:
+    """Finished evaluations, newest first; those of one model, or of one kind."""
+    query = given({"limit": limit, "after": after, "model": model, "kind": kind})
     return Call(method="GET", path="/v1/evaluations", read=as_data, query=query)
 
 

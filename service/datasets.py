@@ -251,8 +251,12 @@ def keep(  # noqa: PLR0913, PLR0917 - what a version is made of
     report: Mapping[str, Any],
     actor: str,
 ) -> Version:
-    """Keep a data set under a name that is its content's."""
+    """Keep a data set under a name that is its content's and its model's.
+
+    What the report says of its rows is of that model's tokens alone.
+    """
     data = dataset.data
+    of = canonical([model, fingerprint, digest_of(data)]).encode()
     header = {
         "n": max(len(dataset.pairs), len(dataset.swaps), len(dataset.pictures)),
         "answers": dataset.answers,
@@ -261,7 +265,7 @@ def keep(  # noqa: PLR0913, PLR0917 - what a version is made of
     }
     return registry.edits.register(
         tenant,
-        f"dataset-{digest_of(data)[:20]}",
+        f"dataset-{digest_of(of)[:20]}",
         model,
         fingerprint,
         data,

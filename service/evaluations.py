@@ -19,6 +19,7 @@ import torch
 from editors.delta import Delta
 from editors.moment import Corpus
 from evaluation.edited import merged
+from models.errors import Refusal
 from models.hosted import HostedModel
 from models.language import Language
 from models.loading import load
@@ -39,7 +40,7 @@ from service.evidence_kinds import (
 )
 from service.evidence_notes import Page, key_of
 from service.evidence_summaries import summary_of
-from service.evidence_vectors import registered
+from service.evidence_vectors import Saved, registered
 from service.jobs import JobRunner, Task, Ticket
 from service.orders import EditOrder
 from service.registry import Registry
@@ -96,15 +97,15 @@ def artifacts(registry: Registry, found: Version) -> dict[str, bytes]:
 
 
 def result_of(found: Version) -> dict[str, Any]:
-    """What the job of an evaluation comes to; with `vector` where it saved one."""
-    vector = {"vector": found.header["vector"]} if "vector" in found.header else {}
+    """What the job comes to; with `vector` where it saved one, `unsaved` where it could not."""
+    saved = {key: found.header[key] for key in ("vector", "unsaved") if key in found.header}
     return {
         "evaluation": found.name,
         "kind": found.header["kind"],
         "report": found.report,
         "artifacts": found.header["artifacts"],
         "location": f"/v1/evaluations/{found.name}",
-        **vector,
+        **saved,
     }
 
 
@@ -221,8 +222,9 @@ class Evaluator:
         header: dict[str, Any] = {"kind": job.kind, "artifacts": sorted(found.files)}
         header["summary"] = summary_of(job.kind, found.report)
         if found.saved is not None:
-            provenance = found.report["provenance"]
-            header["vector"] = registered(self.registry, job, found.saved, provenance)
+            header |= self._saved(job, found.saved, found.report["provenance"])
+        if "unsaved" in found.report:
+            header["unsaved"] = found.report["unsaved"]
         kept = self.registry.edits.register(
             job.tenant,
             job.payload["id"],
@@ -243,6 +245,13 @@ class Evaluator:
             advised(self.registry, job, found.report)
         self.registry.notes.forget(job.id, job.worker or "")
         return result_of(kept)
+
+    def _saved(self, job: Job, saved: Saved, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """Where the direction is, or why it could not be registered: the evaluation is kept."""
+        try:
+            return {"vector": registered(self.registry, job, saved, provenance)}
+        except Refusal as refusal:
+            return {"unsaved": {"problem": refusal.problem, "remedy": refusal.remedy}}
 
 
 def _provenance(

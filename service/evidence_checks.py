@@ -6,13 +6,18 @@ A job would come to the same refusal, but only after it has waited and loaded a 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from evaluation.circuits.errors import TooFewPairs
+from evaluation.circuits.study import Circuit
 from evaluation.variables.errors import BadStudy, NothingKept, UnknownUnit
+from evaluation.variables.fitting import directions
+from evaluation.variables.settings import FITTED
 from evaluation.variables.units import ALL, Unit
 from models.decoder import TOWER
-from models.errors import MethodNotApplicable
+from models.errors import MethodNotApplicable, Refusal
+from models.site import Site
 from service.datasets import Dataset
+from service.evidence_kinds import CausalVariable
 from service.questions import CheckFeatures
-from service.registry.records import Version
 from service.workbench import Host
 from steerers.errors import UnknownDictionary
 
@@ -21,6 +26,10 @@ _WRITES = ("circuit", "causal_variable", "feature_gate")
 """Kinds for models that continue texts."""
 _OPERATIONS = {"refact": "refact", "backpatch": "back_patch", "sae": "sae"}
 """By operation of advice the method that a model must be able to."""
+_SHOWN = 20
+"""Values of a variable that a refusal names."""
+_LEAST_PAIRS = 2
+"""That find, and that judge."""
 
 
 def check_model(kind: str, settings: Any, card: Card) -> None:
@@ -64,11 +73,24 @@ def _unfit(operation: str, card: Card) -> str | None:
     return None if told is None or told["applies"] else told["reason"]
 
 
+def check_settings(settings: Any) -> None:
+    """Refuse settings that contradict each other, by their path in the request."""
+    if not hasattr(settings, "check"):
+        return
+    try:
+        settings.check()
+    except Refusal as refusal:
+        if refusal.param is not None and not refusal.param.startswith("params."):
+            refusal.param = f"params.{refusal.param}"
+        raise
+
+
 def check_places(settings: Any, card: Card, dataset: Dataset) -> None:
-    """Refuse a variable, layers, heads or positions that the rows or the model do not have.
+    """Refuse a variable, values, layers, heads or positions that rows or model do not have.
 
     Raises:
-        BadStudy: No row names the variable; rows without what the metric is measured with.
+        BadStudy: No row names the variable, or expects the value; rows without what the metric is
+            measured with; more directions than the stream has.
         UnknownUnit: A place, with the range that there is.
     """
     variable = getattr(settings, "variable", None)
@@ -82,12 +104,46 @@ def check_places(settings: Any, card: Card, dataset: Dataset) -> None:
         )
     if getattr(settings, "metric", None) == "logit_difference":
         _check_signs(variable, dataset)
+    if isinstance(settings, CausalVariable):
+        _check_values(settings, dataset)
+        _check_directions(settings, card.get("width"))
     positions = {ALL, *(name for swap in dataset.swaps for name in swap.positions)}
     for path, layer, head, position in _places(settings):
         _check_place(path, layer, head, card)
         if position is not None and position not in positions:
             problem = f"the rows name {', '.join(sorted(positions))}."
             raise UnknownUnit(f"position {position!r}", problem, path)
+
+
+def _check_values(settings: CausalVariable, dataset: Dataset) -> None:
+    """Values that directions are to set are expected by some row."""
+    told = (swap.expected.get(settings.variable) for swap in dataset.swaps)
+    known = sorted({value for value in told if value is not None})
+    asked = {f"params.toward.{i}": value for i, value in enumerate(settings.toward)}
+    if settings.save is not None and settings.save.toward is not None:
+        asked["params.save.toward"] = settings.save.toward
+    for path, value in asked.items():
+        if value not in known:
+            more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+            raise BadStudy(
+                f"No row expects {value!r} of {settings.variable}; the rows expect "
+                f"{', '.join(map(repr, known[:_SHOWN]))}{more}.",
+                path,
+            )
+
+
+def _check_directions(settings: CausalVariable, wide: int | None) -> None:
+    """As many directions as a unit may have, and among them the one that is saved."""
+    asked, save = settings.featurizer, settings.save
+    if wide is None:
+        return
+    if asked.kind == "das" and (asked.n or 0) > wide:
+        problem = f"das learns n directions of a stream of width {wide}, not {asked.n}."
+        raise BadStudy(problem, "params.featurizer.n")
+    most = min(wide, directions(asked, wide))
+    if save is not None and save.toward is None and save.index >= most:
+        problem = f"{asked.kind} has directions 0 to {most - 1} here; save.index is {save.index}."
+        raise BadStudy(problem, "params.save.index")
 
 
 def _check_signs(variable: str, dataset: Dataset) -> None:
@@ -125,21 +181,42 @@ def _check_place(path: str, layer: int | None, head: int | None, card: Card) -> 
         raise UnknownUnit(f"head {head}", f"a layer has heads 0 to {heads - 1}.", path)
 
 
-def check_kept(version: Version, rows: str, model: str) -> None:
-    """Refuse a data set of which the model can use no row.
+def check_kept(name: str, counted: Card, rows: str, model: str, most: int | None = None) -> int:
+    """How many of the first rows of a data set the model can use; refused if none.
 
-    What a data set says of its rows is of the model that it was made for; of others nothing is
-    known yet.
+    Args:
+        name: Of the data set.
+        counted: Of its rows of that sort, how many are kept, and which are dropped.
+        rows: The sort.
+        model: Whose tokens.
+        most: How many rows are read.
 
     Raises:
         NothingKept: With the commonest reason.
     """
-    told = (version.report or {}).get(rows)
-    if told is None or version.model != model or told["kept"]:
-        return
-    reasons = [row["reason"] for row in told["dropped"]]
+    every = counted["kept"] + len(counted["dropped"])
+    read = every if most is None else min(most, every)
+    reasons = [row["reason"] for row in counted["dropped"] if row["row"] < read]
+    if read > len(reasons):
+        return read - len(reasons)
     common = max(sorted(set(reasons)), key=reasons.count) if reasons else "it has none"
-    raise NothingKept(f"{model} can use 0 of {len(reasons)} {rows} of {version.name}: {common}.")
+    raise NothingKept(f"{model} can use 0 of {read} {rows} of {name}: {common}.")
+
+
+def check_enough(settings: Any, kept: int) -> None:
+    """Refuse fewer rows than there must be to find and to judge.
+
+    Raises:
+        TooFewPairs: Of a circuit.
+        NothingKept: None would be left to score, or to fit on.
+    """
+    if isinstance(settings, Circuit):
+        judging = round(settings.held_out * kept)
+        if min(kept - judging, judging or kept) < _LEAST_PAIRS:
+            raise TooFewPairs(kept, 2 * _LEAST_PAIRS if settings.held_out else _LEAST_PAIRS)
+    fitted = isinstance(settings, CausalVariable) and settings.featurizer.kind in FITTED
+    if fitted and kept < _LEAST_PAIRS:
+        raise NothingKept("one row can be used; one to fit on and one to score are needed.")
 
 
 async def check_features(settings: Any, card: Card, host: Host) -> None:
@@ -148,14 +225,31 @@ async def check_features(settings: Any, card: Card, host: Host) -> None:
     Raises:
         UnknownDictionary: With those that there are.
         UnknownFeature: With the range.
+        BadStudy: Two of one site, or one of a layer that is not looked at.
     """
-    saes = card.get("saes", ())
+    saes, sites = card.get("saes", ()), dict[str, str]()
     for path, sae, features in _features(settings):
         if sae not in saes:
             unknown = UnknownDictionary("sparse autoencoder", sae, ", ".join(saes))
             unknown.param = path
             raise unknown
-        await host.answer(CheckFeatures(sae=sae, features=features))
+        found = await host.answer(CheckFeatures(sae=sae, features=features))
+        _check_site(settings, path, sae, found["site"], sites)
+        sites[found["site"]] = sae
+
+
+def _check_site(settings: Any, path: str, sae: str, site: str, before: Mapping[str, str]) -> None:
+    """One SAE for each place of a study, and none for a place that is not looked at."""
+    if not isinstance(settings, CausalVariable):
+        return
+    if site in before:
+        raise BadStudy(f"{before[site]} and {sae} both read {site}: one at a time.", path)
+    layer = Site.parse(site).block
+    looked = {unit.layer for unit in _units(settings) if unit.head is None}
+    wanted = looked if settings.units != "sweep" else set(settings.layers)
+    if (settings.units != "sweep" or wanted) and layer not in wanted:
+        told = ", ".join(map(str, sorted(wanted))) or "none"
+        raise BadStudy(f"{sae} reads layer {layer}; layers looked at: {told}.", path)
 
 
 def _features(settings: Any) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -28,6 +28,7 @@ from evaluation.gate_bars import plot as draw_gates
 from evaluation.gates import Gate, gate
 from evaluation.noted import Noted, Stage, scores_data, scores_of
 from evaluation.variables.benchmark import placed
+from evaluation.variables.errors import BadStudy
 from evaluation.variables.featurizers import Directions, Featurizer
 from evaluation.variables.heatmap import plot
 from evaluation.variables.report import VariableReport
@@ -37,9 +38,10 @@ from evaluation.variables.study import Fitted
 from evaluation.variables.study import study as find_variable
 from evaluation.variables.submission import export, submission_bytes
 from evaluation.variables.units import width
+from models.errors import Refusal
 from models.hosted import HostedModel
 from models.patch import Patch
-from models.progress import Progress
+from models.progress import FOUND_BEFORE, Progress
 from service.datasets import Dataset
 from service.evidence_vectors import Save, Saved, saved, vector_toward
 from service.registry.blobs import digest_of
@@ -58,6 +60,8 @@ _SCORES, _FEATURIZERS = "scores", "featurizers"
 """Names of notes."""
 _ELSEWHERE = 20
 """Texts of the model's corpus that are about anything else, where none are sent."""
+_LEAST_TEXTS = 6
+"""About anything else: the range of n values holds the median with 1 - 2^(1-n); 6 reach 95 %."""
 _STAMP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -71,7 +75,17 @@ class CausalVariable(VariableStudy):
     """A name that the best unit's direction is registered under."""
 
     def check(self) -> None:
-        """Refuse what cannot be saved; `Save.check` says when."""
+        """Refuse what comes to nothing: no unit, no SAE, features twice; `Save.check` the rest.
+
+        Raises:
+            BadStudy: Naming the param.
+        """
+        if not self.units:
+            raise BadStudy("units is empty; name one, or leave it out for a sweep.", "units")
+        asked = self.featurizer
+        if asked.kind in OF_SAE and not asked.saes:
+            raise BadStudy(f"{asked.kind} needs at least one SAE.", "featurizer.saes")
+        _check_once(asked.features, "featurizer.features")
         if self.save is not None:
             self.save.check(self)
 
@@ -84,6 +98,29 @@ class FeatureGate(Gate):
     """Its id."""
     off_target: Annotated[tuple[Annotated[str, MaxLen(20_000)], ...], MaxLen(1000)] = ()
     """Texts about anything else; the model's own corpus when left out."""
+
+    def check(self) -> None:
+        """Refuse features twice, and texts of which nothing can be told.
+
+        Raises:
+            BadStudy: Naming the param.
+        """
+        _check_once(self.features, "features")
+        for i, text in enumerate(self.off_target):
+            if not text.strip():
+                raise BadStudy("A text about anything else is empty.", f"off_target.{i}")
+        if 0 < (given := len(set(self.off_target))) < _LEAST_TEXTS:
+            raise BadStudy(
+                f"off_target has {given} different texts, and {_LEAST_TEXTS} are needed: fewer "
+                "have no 95 % interval. Left out, the model's own corpus is read.",
+                "off_target",
+            )
+
+
+def _check_once(features: Sequence[int], param: str) -> None:
+    twice = sorted({one for one in features if features.count(one) > 1})
+    if twice:
+        raise BadStudy(f"Named more than once: {', '.join(map(str, twice))}.", param)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,6 +189,8 @@ class Kind:
 def _circuit(subject: Subject) -> Work:
     told = prepare(subject.rows.pairs, subject.hosted, subject.rows.answers)
     before = scores_of(subject.noted[_SCORES]) if _SCORES in subject.noted else None
+    if before is not None:
+        yield Progress(stage="attribution", done=1, total=1, message=FOUND_BEFORE)
     work = find_circuit(subject.hosted, told, subject.settings, before)
     found: CircuitReport = yield from _staged(work, _scored)
     with TemporaryDirectory(prefix="tiller-circuit-") as name:
@@ -196,8 +235,11 @@ def _strongest(found: CircuitReport) -> Subgraph | None:
 def _variable(subject: Subject) -> Work:
     hosted = subject.hosted
     told = prepare_swaps(subject.rows.swaps, hosted)
+    before = _made(subject)
+    if before is not None:
+        yield Progress(stage="fitted", done=1, total=1, message=FOUND_BEFORE)
     work = find_variable(
-        hosted, told, subject.settings, dictionaries=subject.dictionaries, made=_made(subject)
+        hosted, told, subject.settings, dictionaries=subject.dictionaries, made=before
     )
     found: VariableReport = yield from _staged(work, _fitted)
     header = {"model": hosted.name, "fingerprint": hosted.fingerprint}
@@ -207,10 +249,14 @@ def _variable(subject: Subject) -> Work:
         plot(found, folder / "heatmap.png")
         made = _read(folder)
     made["featurizers.safetensors"] = stored(found.featurizers, header)
-    for number, value in enumerate(subject.settings.toward):
-        made[f"toward-{number}.safetensors"] = vector_toward(hosted, told.kept, found, value).data
     left_out = _unsubmitted(found)
-    if not left_out:
+    for number, value in enumerate(subject.settings.toward):
+        name = f"toward-{number}.safetensors"
+        try:
+            made[name] = vector_toward(hosted, told.kept, found, value).data
+        except Refusal as refusal:  # what was found is not lost with it
+            left_out[name] = _told(refusal)
+    if _SUBMITTED not in left_out:
         widths = {unit: width(hosted, unit) for handle, _ in found.featurizers for unit in handle}
         with TemporaryDirectory(prefix="tiller-featurizers-") as name:
             export(found.featurizers, Path(name), widths)
@@ -218,8 +264,20 @@ def _variable(subject: Subject) -> Work:
     model_class = type(hosted.modules["lm"]).__name__
     report = {**found.as_dict(), "model_class": model_class, "left_out": left_out}
     save: Save | None = subject.settings.save
-    kept = None if save is None else saved(hosted, told.kept, found, save)
+    if save is None:
+        return Found(report=report, files=made)
+    try:
+        kept = saved(hosted, told.kept, found, save)
+    except Refusal as refusal:  # what was found is not lost with it
+        said = f"nothing is saved: {refusal.problem}"
+        yield Progress(stage="saving", done=1, total=1, message=said)
+        return Found(report={**report, "unsaved": _told(refusal)}, files=made)
+    yield Progress(stage="saving", done=1, total=1, message=kept.warning or "")
     return Found(report=report, files=made, saved=kept)
+
+
+def _told(refusal: Refusal) -> dict[str, str]:
+    return {"problem": refusal.problem, "remedy": refusal.remedy}
 
 
 def _staged(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import Any
 
+from models.errors import MethodNotApplicable
 from service.datasets import newest
 from service.evidence_errors import PolicyTooLoose
 from service.registry import Registry
@@ -77,6 +78,22 @@ def _check(model: str, floor: Evidence, told: Mapping[str, Any]) -> None:
         least = getattr(floor, key)
         if _STRICTER[key](least, value) != value:
             raise PolicyTooLoose(model, key, value, least)
+
+
+def check_gated(asked: str | None, card: Mapping[str, Any]) -> None:
+    """Refuse to ask a model without features for gates.
+
+    Raises:
+        MethodNotApplicable: Naming the model's kind.
+    """
+    if asked == "required" and "context" not in card:
+        raise MethodNotApplicable(
+            "feature_gate",
+            card["title"],
+            f"it is a {card['modality']} model, which is not steered by features.",
+            remedy="Leave feature_gate out; edit_audit is what edits of this model are asked for.",
+            param="feature_gate",
+        )
 
 
 def policies(registry: Registry, settings: Settings, tenant: str) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from editors.known import editor_for
 from editors.progress import Progress
 from models.errors import Refusal
 from models.hosted import HostedModel
+from models.progress import FOUND_BEFORE
 from service import limits
 from service.errors import BadRequest, Crashed, UnknownKey, UnknownMethod
 from service.lineage import descended, newest
@@ -188,15 +189,17 @@ class Outcome:
     def fresh(self, each: Callable[[Progress], None] | None = None) -> list[Progress]:
         """Per stage since the last call its last step, so that no stage is passed over unseen.
 
+        So stands beside it what a step says of itself for once (`FOUND_BEFORE`).
+
         Every step is handed to `each`, in order.
         """
-        last: dict[str, Progress] = {}
+        last: dict[tuple[str, bool], Progress] = {}
         with suppress(Empty):
             while True:
                 step = self.steps.get_nowait()
                 if each is not None:
                     each(step)
-                last[step.stage] = step
+                last[step.stage, step.message == FOUND_BEFORE] = step
         return list(last.values())
 
 

@@ -177,6 +177,7 @@ class LanguageHost(DrawsNothing):
             "device": str(hosted.device),
             "methods": {k: {"applies": v is None, "reason": v} for k, v in self._applies.items()},
             "streams": {tower: len(blocks) for tower, blocks in hosted.towers.items()},
+            "width": family.stream_width(hosted, TOWER) if hosted.towers else None,
             "heads": getattr(
                 hosted.modules["lm"].config.get_text_config(), "num_attention_heads", None
             ),

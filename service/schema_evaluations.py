@@ -180,9 +180,9 @@ class PolicyThresholds(Body):
     tau: Annotated[float, Field(ge=0, le=1)] | None = None
     margin: Annotated[float, Field(ge=0, le=1)] | None = None
     kappa: Annotated[float, Field(gt=0)] | None = None
-    rows: Annotated[int, Field(ge=1)] | None = None
+    rows: Annotated[int, Field(ge=1, le=_MOST_ROWS)] | None = None
     tolerance: Annotated[float, Field(ge=0, le=1)] | None = None
-    pairs: Annotated[int, Field(ge=1)] | None = None
+    pairs: Annotated[int, Field(ge=1, le=_MOST_ROWS)] | None = None
 
 
 class PolicyBody(Body):

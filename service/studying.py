@@ -97,7 +97,12 @@ class Study:
         """Refuse features that are not there."""
         dictionary = self.dictionaries.find(asked.sae)
         check(dictionary, asked.features)
-        return {"id": dictionary.id, "digest": dictionary.digest, "features": dictionary.features}
+        return {
+            "id": dictionary.id,
+            "digest": dictionary.digest,
+            "features": dictionary.features,
+            "site": dictionary.site,
+        }
 
     def feature(self, asked: ShowFeature, patience: Patience) -> dict[str, Any]:
         """One feature with all that is known of it."""

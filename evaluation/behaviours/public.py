@@ -126,8 +126,22 @@ class _Reading:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if isinstance(error, KeyError | IndexError | TypeError | ValueError | AttributeError):
-            problem = f"row {self.row}: {type(error).__name__}: {error}"
-            raise UnreadableRows(self.task, problem) from error
+            raise UnreadableRows(self.task, f"row {self.row} {_lacks(error)}") from error
+
+
+class _NoPrompt(ValueError):
+    """A row that asks nothing."""
+
+
+def _lacks(error: Exception) -> str:
+    """What is wrong with a row, in words."""
+    match error:
+        case KeyError():
+            return f"has no {error.args[0]}"
+        case _NoPrompt():
+            return "has no prompt"
+        case _:
+            return f"is not as the data set is published: {error}"
 
 
 def _with(
@@ -139,7 +153,7 @@ def _with(
             other = row.get(of_set + SUFFIX) or {}
             reason = _unfit(task, row) if _asks(other) else f"it has no {of_set}{SUFFIX}"
             if not _asks(row):
-                raise ValueError("it has no prompt")
+                raise _NoPrompt
         if reason is None:
             yield number, row, other
         else:

@@ -70,19 +70,24 @@ def quirks(
     return frozenset(asked)
 
 
+def idle(anatomy: Anatomy) -> dict[Quirk, str]:
+    """What changes nothing in this model, and why."""
+    reasons: dict[Quirk, str] = {}
+    if anatomy.decoder.places is not None:
+        reasons["held-embedding"] = "its positions are learned, and carry the gradient"
+    if not anatomy.centred and anatomy.value_biases(0) is None:
+        reasons["folded-weights"] = "it has neither LayerNorms nor biases of values"
+    return reasons
+
+
 def check_model(asked: bool | Sequence[Quirk], anatomy: Anatomy) -> None:
     """Refuse what was named and changes nothing in this model.
 
     Raises:
         BadCircuit: Learned positions where an embedding is held; no norm to centre, nor a bias.
     """
-    named = () if isinstance(asked, bool) else asked
-    reasons: dict[Quirk, str] = {}
-    if anatomy.decoder.places is not None:
-        reasons["held-embedding"] = "its positions are learned, and carry the gradient"
-    if not anatomy.centred and anatomy.value_biases(0) is None:
-        reasons["folded-weights"] = "it has neither LayerNorms nor biases of values"
-    for quirk in named:
+    reasons = idle(anatomy)
+    for quirk in () if isinstance(asked, bool) else asked:
         if quirk in reasons:
             raise BadCircuit(
                 f"{quirk} changes nothing in {anatomy.hosted.name}: {reasons[quirk]}.",

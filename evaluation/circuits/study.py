@@ -8,7 +8,7 @@ import json
 import resource
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -26,7 +26,7 @@ from evaluation.circuits.faithfulness import SIZES, Faithfulness, floors, measur
 from evaluation.circuits.flow_routes import flow_routes
 from evaluation.circuits.graph import Graph
 from evaluation.circuits.optimal import Learning, optimal_vectors
-from evaluation.circuits.parity import Quirk, check_model, quirks
+from evaluation.circuits.parity import Quirk, check_model, idle, quirks
 from evaluation.circuits.points import Cost
 from evaluation.circuits.replacements import PATCHING, Ablation, Replacement, replacement
 from evaluation.circuits.running import know
@@ -227,6 +227,9 @@ def study(
     settings.check()
     started, cost, anatomy = time.monotonic(), Cost(), find_anatomy(hosted)
     check_model(settings.parity, anatomy)
+    if settings.parity:
+        real = sorted(settings.quirks - idle(anatomy).keys())
+        settings = replace(settings, parity=tuple(real))
     finding, judging = split(pairs.kept, settings)
     _forget_peak(hosted)
     if scores is None:

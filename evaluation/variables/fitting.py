@@ -59,7 +59,8 @@ def dictionaries_of(
     """The SAE of each unit that has one, on the model's device; nothing for other kinds.
 
     Raises:
-        BadStudy: No SAE was named, one is not known, or one has not the features.
+        BadStudy: No SAE was named, one is not known, two read one site, or one has not the
+            features.
         UnknownSite, WrongDictionary: One does not fit the model.
     """
     if asked.kind not in OF_SAE:
@@ -73,8 +74,21 @@ def dictionaries_of(
         known[name].check(hosted)
         if max(asked.features, default=0) >= known[name].features:
             raise BadStudy(f"{name} has features 0 to {known[name].features - 1}.", "features")
-        by_site[known[name].site] = known[name].to(hosted.device)
+        site = known[name].site
+        if site in by_site:
+            raise BadStudy(
+                f"{by_site[site].id} and {name} both read {site}: one of them at a time.",
+                "featurizer.saes",
+            )
+        by_site[site] = known[name].to(hosted.device)
     return {u: by_site[u.site] for u in units if u.head is None and u.site in by_site}
+
+
+def directions(asked: Featurizing, wide: int) -> int:
+    """How many directions are asked for in a unit of that width; a mask may choose fewer."""
+    if asked.n is not None:
+        return asked.n
+    return max(1, min(_DIRECTIONS, wide // 2)) if asked.kind == "das" else wide
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -105,8 +119,7 @@ def _learner(
     wide = width(trials.hosted, unit)
     match asked.kind:
         case "das":
-            n = asked.n or max(1, min(_DIRECTIONS, wide // 2))
-            return Das(wide, n, seed_of(settings.seed, unit.name), device)
+            return Das(wide, directions(asked, wide), seed_of(settings.seed, unit.name), device)
         case "dbm":
             return Mask("dbm", Coordinates(count=wide), device)
         case "dbm_sae":

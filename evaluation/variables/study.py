@@ -10,7 +10,7 @@ import random
 import resource
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import cast
 
@@ -22,7 +22,7 @@ from evaluation.behaviours.swaps import PreparedSwaps, SwapIds
 from evaluation.variables import surface
 from evaluation.variables.benchmark import as_benchmark
 from evaluation.variables.errors import BadStudy, NoFeatures, NothingKept
-from evaluation.variables.featurizers import FULL, Featurizer, random_like
+from evaluation.variables.featurizers import FULL, Codes, Featurizer, random_like
 from evaluation.variables.fitting import dictionaries_of, fitted, seed_of
 from evaluation.variables.keeping import keep
 from evaluation.variables.objective import (
@@ -329,6 +329,10 @@ class _Scorer:
         return Differences(self.trials.table, cast(Coefficients, self.coefficients))
 
     def _cell(self, values: np.ndarray | None, i: int, some: tuple[Featurizer, ...]) -> Cell:
+        read = [f.features.dictionary.id for f in some if isinstance(f.features, Codes)]
+        return replace(self._scored(values, i, some), saes=tuple(dict.fromkeys(read)))
+
+    def _scored(self, values: np.ndarray | None, i: int, some: tuple[Featurizer, ...]) -> Cell:
         if values is None:
             return surface.refused(self.handles[i], _NOTHING)
         counts = [featurizer.count for featurizer in some]

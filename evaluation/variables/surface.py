@@ -25,6 +25,7 @@ class Cell:
         low, high: The 95 % bootstrap interval over rows.
         features: How many are swapped, over all units; None is everything.
         refused: Why there is no score.
+        saes: Whose features are swapped, by id.
     """
 
     handle: Handle
@@ -34,6 +35,7 @@ class Cell:
     high: float | None = None
     features: int | None = None
     refused: str | None = None
+    saes: tuple[str, ...] = ()
 
     @property
     def layer(self) -> int:
@@ -57,6 +59,7 @@ class Cell:
             "high": self.high,
             "features": self.features,
             "refused": self.refused,
+            "saes": list(self.saes),
         }
 
 

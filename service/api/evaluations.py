@@ -1,7 +1,8 @@
 """`/v1/datasets`, `/v1/evaluations`, `/v1/policies`: causal evidence, found by jobs."""
 
 import asyncio
-import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -16,11 +17,20 @@ from service.api.once import Once
 from service.auth import Principal
 from service.datasets import Dataset, dataset_of, find, keep, newest
 from service.evaluations import artifacts, identity, known, result_of, under_way
-from service.evidence_checks import Card, check_features, check_kept, check_model, check_places
+from service.evidence_checks import (
+    Card,
+    check_enough,
+    check_features,
+    check_kept,
+    check_model,
+    check_places,
+    check_settings,
+)
 from service.evidence_errors import WrongRows
 from service.evidence_exports import exported, left_out
 from service.evidence_kinds import KINDS, asked_of
-from service.evidence_policies import keep_policy, policies
+from service.evidence_params import check_read
+from service.evidence_policies import check_gated, keep_policy, policies
 from service.evidence_summaries import dataset_row, evaluation_row
 from service.evidence_vectors import check_saving
 from service.limits import check_dataset
@@ -33,6 +43,7 @@ from service.schema_evaluations import (
     DatasetBody,
     EvaluationBody,
     ExportBody,
+    KindName,
     PolicyBody,
     told_settings,
 )
@@ -40,6 +51,18 @@ from service.workbench import Workbench
 
 router = APIRouter(prefix="/v1", tags=["evaluations"], route_class=Once)
 EXACT = [Depends(no_query)]
+
+
+class DatasetPage(Page):
+    """`?limit=&after=&model=`."""
+
+    model: str | None = None
+
+
+class EvaluationPage(DatasetPage):
+    """`?limit=&after=&model=&kind=`."""
+
+    kind: KindName | None = None
 
 
 @router.post("/datasets", status_code=201, dependencies=EXACT)
@@ -71,11 +94,16 @@ async def make_dataset(
 
 @router.get("/datasets")
 async def list_datasets(
-    request: Request, page: Annotated[Page, Query()], bench: Bench, caller: Reader
+    request: Request, page: Annotated[DatasetPage, Query()], bench: Bench, caller: Reader
 ) -> JSONResponse:
-    """This tenant's data sets: of which task, for which model, how many rows it can use."""
+    """This tenant's data sets, newest first: their task and model, how many rows it can use."""
     found = await asyncio.to_thread(
-        bench.registry.presets.newest, caller.tenant, DATASET, page.limit, page.after
+        bench.registry.presets.newest,
+        caller.tenant,
+        DATASET,
+        page.limit,
+        page.after,
+        model=page.model,
     )
     return listed(request, found, dataset_row)
 
@@ -103,8 +131,12 @@ async def evaluate(
     card = await bench.host(body.model).card()
     settings = asked_of(body.kind, body.params, body.seed)
     check_model(body.kind, settings, card)
+    check_read(body.kind, body.params, settings)
+    check_settings(settings)
     await check_features(settings, card, bench.host(body.model))
-    payload = await asyncio.to_thread(_payload, bench, caller, body, settings, card)
+    counted = await _counted(bench, caller, body, card)
+    asked = _Asked(bench, caller, body, settings, card, counted)
+    payload = await asyncio.to_thread(asked.payload)
     if (save := payload["params"].get("save")) is not None:
         await asyncio.to_thread(check_saving, bench.registry, caller, save)
     payload["id"] = identity({"kind": body.kind, **payload}, card["fingerprint"])
@@ -120,11 +152,17 @@ async def evaluate(
 
 @router.get("/evaluations")
 async def list_evaluations(
-    request: Request, page: Annotated[Page, Query()], bench: Bench, caller: Reader
+    request: Request, page: Annotated[EvaluationPage, Query()], bench: Bench, caller: Reader
 ) -> JSONResponse:
-    """This tenant's finished evaluations, each in a line; those under way are among the jobs."""
+    """This tenant's finished evaluations, newest first; those under way are among the jobs."""
     found = await asyncio.to_thread(
-        bench.registry.presets.newest, caller.tenant, EVALUATION, page.limit, page.after
+        bench.registry.presets.newest,
+        caller.tenant,
+        EVALUATION,
+        page.limit,
+        page.after,
+        model=page.model,
+        told=page.kind,
     )
     return listed(request, found, evaluation_row)
 
@@ -167,7 +205,7 @@ async def set_policy(
 ) -> JSONResponse:
     """Ask for more than the operator does: the tenant's policy for a model, or for all of them."""
     if body.model is not None:
-        bench.host(body.model)
+        check_gated(body.feature_gate, await bench.host(body.model).card())
     await asyncio.to_thread(
         keep_policy,
         bench.registry,
@@ -185,49 +223,72 @@ async def _policies(request: Request, bench: Workbench, caller: Principal) -> JS
     return reply(request, {"object": "list", "data": told})
 
 
-def _payload(
-    bench: Workbench, caller: Principal, body: EvaluationBody, settings: Any, card: Card
-) -> dict[str, Any]:
-    """What the job stores: names resolved, params checked."""
-    if hasattr(settings, "check"):
-        settings.check()
-    resolver = Resolver(registry=bench.registry, hosted=list(bench.hosts))
-    uses = [EditUse(name=name) for name in body.edits]
-    wanted = resolver.resolve(caller.tenant, body.model, uses)
-    read = functools.partial(_rows, bench, caller, body, settings, card)
-    return {
-        "params": told_settings(settings),
-        "edits": [
-            {
-                "digest": edit.digest,
-                "strength": edit.strength,
-                "label": f"{edit.name}@{edit.version}",
-            }
-            for edit in wanted.edits
-        ],
-        "dataset": None if body.dataset is None else read(body.dataset),
-        "suites": {name: read(dataset) for name, dataset in body.suites.items()},
-        "budget": body.budget.model_dump(),
-    }
+async def _counted(
+    bench: Workbench, caller: Principal, body: EvaluationBody, card: Card
+) -> Mapping[str, Card]:
+    """By data set how many of its rows the model can use; nothing where tokens say nothing."""
+    if "context" not in card:
+        return {}
+    names = {*body.suites.values(), *([] if body.dataset is None else [body.dataset])}
+    found = {}
+    for name in sorted(names):
+        version = await asyncio.to_thread(find, bench.registry, caller.tenant, name)
+        if (version.model, version.fingerprint) == (body.model, card["fingerprint"]):
+            found[name] = version.report or {}
+        else:
+            data = await asyncio.to_thread(bench.registry.edits.blob, version.digest)
+            found[name] = await bench.host(body.model).answer(CheckRows(dataset=data))
+    return found
 
 
-def _rows(
-    bench: Workbench,
-    caller: Principal,
-    body: EvaluationBody,
-    settings: Any,
-    card: Card,
-    name: str,
-) -> str:
-    """The digest of a data set that has rows which the model and the params can use."""
-    rows = KINDS[body.kind].reads(settings)
-    version = find(bench.registry, caller.tenant, name)
-    dataset = Dataset.read(bench.registry.edits.blob(version.digest))
-    if not getattr(dataset, rows):
-        raise WrongRows(body.kind, rows, name)
-    check_kept(version, rows, body.model)
-    check_places(settings, card, dataset)
-    return version.digest
+@dataclass(frozen=True)
+class _Asked:
+    """A request on its way to a job.
+
+    Attributes:
+        counted: By data set which rows the model can use.
+    """
+
+    bench: Workbench
+    caller: Principal
+    body: EvaluationBody
+    settings: Any
+    card: Card
+    counted: Mapping[str, Card]
+
+    def payload(self) -> dict[str, Any]:
+        """What the job stores: names resolved, rows checked."""
+        body = self.body
+        resolver = Resolver(registry=self.bench.registry, hosted=list(self.bench.hosts))
+        uses = [EditUse(name=name) for name in body.edits]
+        wanted = resolver.resolve(self.caller.tenant, body.model, uses)
+        return {
+            "params": told_settings(self.settings),
+            "edits": [
+                {
+                    "digest": edit.digest,
+                    "strength": edit.strength,
+                    "label": f"{edit.name}@{edit.version}",
+                }
+                for edit in wanted.edits
+            ],
+            "dataset": None if body.dataset is None else self._rows(body.dataset),
+            "suites": {name: self._rows(dataset) for name, dataset in body.suites.items()},
+            "budget": body.budget.model_dump(),
+        }
+
+    def _rows(self, name: str) -> str:
+        """The digest of a data set that has rows which the model and the params can use."""
+        rows, most = KINDS[self.body.kind].reads(self.settings), self.body.budget.max_examples
+        version = find(self.bench.registry, self.caller.tenant, name)
+        dataset = Dataset.read(self.bench.registry.edits.blob(version.digest))
+        if not getattr(dataset, rows):
+            raise WrongRows(self.body.kind, rows, name)
+        if (counted := self.counted.get(name, {}).get(rows)) is not None:
+            kept = check_kept(name, counted, rows, self.body.model, most)
+            check_enough(self.settings, kept)
+        check_places(self.settings, self.card, dataset.first(most))
+        return version.digest
 
 
 async def _evaluation(bench: Workbench, caller: Principal, name: str) -> Version:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from service.registry.edits import Edits
 from service.registry.errors import KindDiffers
-from service.registry.grammar import checked_json, checked_limit, paged
+from service.registry.grammar import checked_json, checked_limit, number_cursor, paged
 from service.registry.records import Edit, Newest, Page, Version
 from service.registry.tables import canonical, edits, versions
 
@@ -62,25 +62,45 @@ class Presets:
         return self.edits.list(tenant, limit, after, kind=kind)
 
     def newest(
-        self, tenant: str, kind: str, limit: int = 100, after: str | None = None
+        self,
+        tenant: str,
+        kind: str,
+        limit: int = 100,
+        after: str | None = None,
+        *,
+        model: str | None = None,
+        told: str | None = None,
     ) -> Page[Newest]:
-        """The same, each with what its newest version says of itself: the header, not the report.
+        """Each with what its newest version says of itself, the newest first; without reports.
+
+        Args:
+            tenant: Whose.
+            kind: Of names.
+            limit: Names of a page.
+            after: The cursor of the page before.
+            model: Only those of that model.
+            told: Only those whose header says that its `kind` is so.
 
         Raises:
-            BadPage: The limit is not one.
+            BadPage: The limit or the cursor is not one.
         """
         checked_limit(limit, self.edits.limits.page)
         every = versions.alias()
         last = sa.select(sa.func.max(every.c.number)).where(every.c.edit == edits.c.id)
         query = (
-            sa.select(edits.c.name, *(versions.c[name] for name in _TOLD))
+            sa.select(versions.c.id, edits.c.name, *(versions.c[name] for name in _TOLD))
             .join(versions, versions.c.edit == edits.c.id)
             .where(edits.c.tenant == tenant, edits.c.kind == kind)
             .where(versions.c.number == last.scalar_subquery())
         )
-        if after is not None:
-            query = query.where(edits.c.name > after)
+        if (last_seen := number_cursor(after)) is not None:
+            query = query.where(versions.c.id < last_seen)
+        if model is not None:
+            query = query.where(versions.c.model == model)
+        if told is not None:
+            text = sa.type_coerce(versions.c.header, sa.Text)
+            query = query.where(text.contains(f'"kind":{canonical(told)}', autoescape=True))
         with self.edits.index.reading() as connection:
-            rows = connection.execute(query.order_by(edits.c.name).limit(limit + 1)).all()
-        found = [Newest(**row._mapping) for row in rows]
-        return paged(found, limit, [one.name for one in found])
+            rows = connection.execute(query.order_by(versions.c.id.desc()).limit(limit + 1)).all()
+        found = [Newest(**{name: getattr(row, name) for name in ("name", *_TOLD)}) for row in rows]
+        return paged(found, limit, [str(row.id) for row in rows])

@@ -16,6 +16,7 @@ from service.client import Tiller, TillerError
 from service.settings import Model, Server, Settings
 
 MODEL = "miniature-lm"
+ELSEWHERE = [f"{day} was a day." for day in ("One", "Two", "Three", "Four", "Five", "Six")]
 SITE = "lm.layers.3.mlp.down_proj"
 
 
@@ -134,13 +135,17 @@ def test_a_circuit_is_found_with_its_files_and_an_equal_request_is_answered_at_o
     )
     assert "cache_hit" not in other
     tiller.jobs.wait(other["id"])
-    data = tiller.evaluations.export(name, "mib-circuit", "arithmetic_addition", "llama3")
+    data = tiller.evaluations.export(name, "mib-circuit", "ioi", "llama3")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        assert archive.namelist() == ["arithmetic-addition_llama3/importances.pt"]
+        assert archive.namelist() == ["ioi_llama3/importances.pt"]
     assert code(lambda: tiller.evaluations.artifact(name, "none.png")) == "no_such_artifact"
-    assert code(lambda: tiller.evaluations.export(name, "mib-causal-variable", "ioi_task")) == (
-        "no_such_artifact"
-    )
+    for asked, right in (
+        (("mib-causal-variable", "ioi_task"), '"mib-circuit"'),
+        (("mib-circuit", "arithmetic_addition"), 'task "ioi"'),
+    ):
+        with pytest.raises(TillerError, match=name) as refused:
+            tiller.evaluations.export(name, *asked)
+        assert right in refused.value.remedy
 
 
 def test_a_variable_is_found_with_its_heat_map_and_submission(tiller, names):
@@ -265,7 +270,7 @@ def test_a_feature_steers_only_after_its_gate_was_passed(tiller, http, names):
     told = refused.json()["error"]
     assert told["code"] == "feature_not_verified" and told["param"] == "steering"
     assert "feature_gate" in told["message"] and sae in told["message"]
-    params = {"sae": sae, "features": [7], "variable": "output_token", "off_target": ["One day."]}
+    params = {"sae": sae, "features": [7], "variable": "output_token", "off_target": ELSEWHERE}
     # Lenient params of the request do not help: four rows are fewer than the operator asks for.
     lenient = {**params, "least": 1, "tau": 0.0, "margin": 0.0, "kappa": 1000.0}
     few = {"max_examples": 4}
@@ -306,7 +311,12 @@ def test_a_concept_is_steered_with_those_of_its_features_that_passed(tiller, htt
     ]
     third = best_first[2]
     params = {"sae": sae, "features": [third], "variable": "output_token"}
-    found(tiller, "feature_gate", dataset=names["id"], params={**params, "off_target": ["One."]})
+    found(
+        tiller,
+        "feature_gate",
+        dataset=names["id"],
+        params={**params, "off_target": ELSEWHERE[::-1]},
+    )
     answer = http.post("/v1/completions", json=ask)
     assert answer.status_code == 200, answer.text
     told = answer.json()["tiller"]

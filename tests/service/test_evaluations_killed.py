@@ -17,6 +17,7 @@ from service.running import serving as started
 from service.settings import Model, Server, Settings
 
 MODEL = "miniature-lm"
+ELSEWHERE = ["One day.", "The end.", "A wood.", "A king.", "It is so.", "They went."]
 SITE = "lm.layers.3.mlp.down_proj"
 UNDISTURBED = {"max_seconds": 3600.0}
 """Another request by its name, and the same work."""
@@ -111,7 +112,7 @@ def test_gates_and_audits_that_were_stopped_or_cancelled_go_on(settings, serving
         more = tiller.datasets.make(model=MODEL, n=10, seed=4, **drawn)["id"]
         edited(bench, tiller.models.show(MODEL)["fingerprint"])
         params = {"sae": sae, "features": list(range(24)), "variable": "output_token", "draws": 2}
-        gates = {"dataset": rows, "params": {**params, "off_target": ["One day.", "The end."]}}
+        gates = {"dataset": rows, "params": {**params, "off_target": ELSEWHERE}}
         begun = tiller.evaluations.start("feature_gate", model=MODEL, **gates)["id"]
         awaited(tiller, begun, lambda _: len(bench.registry.notes.of(begun)) > 2)
     slowly.clear()

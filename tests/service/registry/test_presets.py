@@ -54,9 +54,26 @@ def test_the_newest_of_each_name_says_what_it_is_in_pages(registry):
     put("a", tenant="other", n=6)
     first = registry.presets.newest("acme", "steering", 2)
     assert [(one.name, one.number, one.header["n"]) for one in first.items] == [
+        ("c", 1, 4),
         ("a", 1, 3),
-        ("b", 2, 2),
     ]
     assert first.has_more and first.items[0].model == "lm" and first.items[0].created_by == "ann"
     second = registry.presets.newest("acme", "steering", 2, first.next_cursor)
-    assert [one.name for one in second.items] == ["c"] and not second.has_more
+    assert [(one.name, one.number) for one in second.items] == [("b", 2)] and not second.has_more
+    with pytest.raises(errors.BadPage):
+        registry.presets.newest("acme", "steering", 2, "b")
+
+
+def test_the_newest_are_picked_by_model_and_by_what_they_say_they_are(registry):
+    for name, model, kind in (
+        ("a", "lm", "one_two"),
+        ("b", "lm", "onextwo"),
+        ("c", "sd", "one_two"),
+    ):
+        registry.presets.put("acme", "steering", name, model, "f", {"kind": kind}, actor="ann")
+
+    def names(**asked):
+        return [one.name for one in registry.presets.newest("acme", "steering", **asked).items]
+
+    assert names(model="lm") == ["b", "a"] and names(told="one_two") == ["c", "a"]
+    assert names(model="sd", told="one_two") == ["c"] and names(told="none") == []
