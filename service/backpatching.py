@@ -28,9 +28,14 @@ def is_backpatch(order: SteeringOrder) -> bool:
 
 def check_once(steering: Sequence[SteeringOrder]) -> None:
     """BackPatchTwice if there are two plans, however they were named."""
-    places = [order.place for order in steering if is_backpatch(order)]
-    if len(places) > 1:
-        raise BackPatchTwice(places[0], places[-1])
+    plans = [order for order in steering if is_backpatch(order)]
+    if len(plans) > 1:
+        raise BackPatchTwice(_called(plans[0]), _called(plans[-1]), plans[-1].place)
+
+
+def _called(order: SteeringOrder) -> str:
+    """By the preset's name if it has one: two of them may stand in one key."""
+    return order.place if order.preset is None else f"{order.preset.name}@{order.preset.version}"
 
 
 def kept(plan: BackPatch, calibration: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class TillerError(Exception):
         problem: What is wrong.
         remedy: What to do about it.
         code: For programs: `unknown_edit`, `alias_moved`, ...; `unreachable` without an answer.
+        param: The key of the request that it is about, if it is about one.
         status: The HTTP status, 0 without an answer.
         request_id: What to quote to the operator.
     """
@@ -39,12 +40,13 @@ class TillerError(Exception):
         *,
         remedy: str = "",
         code: str = "",
+        param: str = "",
         status: int = 0,
         request_id: str = "",
     ) -> None:
         super().__init__(f"{problem} {remedy}".strip())
         self.problem, self.remedy, self.code = problem, remedy, code
-        self.status, self.request_id = status, request_id
+        self.param, self.status, self.request_id = param, status, request_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,7 @@ def error_of(response: httpx2.Response) -> TillerError:
         or f"The service answered {response.status_code}.",
         remedy=told.get("remedy") or "",
         code=told.get("code") or "",
+        param=told.get("param") or "",
         status=response.status_code,
         request_id=request_id,
     )

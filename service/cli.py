@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
 
 from models.errors import Refusal
@@ -152,7 +153,7 @@ def draw_again(
         redrawn = tiller.images.redraw(picture.read_bytes(), model=model, force=force)
     output.write_bytes(redrawn.picture.png)
     for difference in redrawn.differences:
-        err.print(f"[yellow]![/] {difference}", highlight=False)
+        err.print(f"[yellow]![/] {escape(difference)}", highlight=False)
     told = {0: "equal to the bit", None: "of another size"}
     show_picture(
         output, redrawn.picture, told.get(redrawn.off, f"off by up to {redrawn.off} of 255 levels")

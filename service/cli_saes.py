@@ -19,6 +19,7 @@ from service.cli_sae import app as sae
 from service.cli_sae import told
 from service.cli_shared import Alias, ApiKey, IfMatch, Url, bar, err, out
 from service.client import DEFAULT_URL, Tiller
+from service.client_language import SEER
 
 vector = typer.Typer(no_args_is_help=True, help="Directions: learn, import, promote.")
 preset = typer.Typer(no_args_is_help=True, help="Steering under a name: put, promote, roll back.")
@@ -292,7 +293,10 @@ def preset_put(  # noqa: PLR0913, PLR0917 - one argument per option
     source: Annotated[int | None, typer.Option(help="A plan of back-patching: from there")] = None,
     target: Annotated[int | None, typer.Option(help="back to there.")] = None,
     window: Annotated[int | None, typer.Option(help="Its window.")] = None,
-    model: Model = LANGUAGE,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help=f"Default: {LANGUAGE}; of a plan, {SEER}."),
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
@@ -303,7 +307,7 @@ def preset_put(  # noqa: PLR0913, PLR0917 - one argument per option
             raise typer.BadParameter("A preset keeps steering, or a plan of back-patching.")
         plan |= given({"positions": positions})
         with Tiller(url, api_key) as tiller:
-            version = tiller.presets.put(name, backpatch=plan, model=model)
+            version = tiller.presets.put(name, backpatch=plan, model=model or SEER)
         out.print(f"[green]✓[/] {name}@{version['version']}  {version['digest']}", highlight=False)
         return
     settings = {
@@ -315,7 +319,7 @@ def preset_put(  # noqa: PLR0913, PLR0917 - one argument per option
     steering = one_entry(steering_of(steer or (), (), vectors or (), None))
     steering |= {key: value for key, value in settings.items() if value is not None}
     with Tiller(url, api_key) as tiller:
-        version = tiller.presets.put(name, steering, model=model)
+        version = tiller.presets.put(name, steering, model=model or LANGUAGE)
     out.print(f"[green]✓[/] {name}@{version['version']}  {version['digest']}", highlight=False)
     for report in version["report"]["steering"]:
         for one in report.get("features", ()):
@@ -339,7 +343,7 @@ def one_entry(entries: list[dict[str, Any]]) -> dict[str, Any]:
         for key, value in entry.items():
             kept[key] = [*kept[key], *value] if key in kept else value
     if not kept:
-        raise typer.BadParameter("Say where to steer: --steer or --vector.")
+        raise typer.BadParameter("Say where to steer, --steer or --vector; or name a plan, --source and --target.")
     return kept
 
 

@@ -1,5 +1,8 @@
 """`tiller see`: ask a model about pictures, with or without back-patching."""
 
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,18 +12,23 @@ from rich.markup import escape
 
 from service.calls import given
 from service.cli_chat import notes, steering_of
-from service.client import DEFAULT_URL, Tiller
+from service.client import DEFAULT_URL, Tiller, TillerError
 from service.client_language import SEER, words
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 Json = dict[str, Any]
+_PART = re.compile(r"content\[(\d+)\]\.image_url\.url$")
+"""The pictures are the first parts of their message."""
+_LONGEST = 200
+"""Of a name that is told: a picture may stand in its address."""
 
 
 def see(  # noqa: PLR0913, PLR0917 - one argument per option
     pictures: Annotated[
-        list[str], typer.Argument(help="Files, or addresses that the service may fetch.")
-    ],
-    question: Annotated[str, typer.Argument(help="What to ask about them.")],
+        list[str] | None,
+        typer.Argument(help="Files, or addresses that the service may fetch."),
+    ] = None,
+    question: Annotated[str, typer.Argument(help="What to ask about them.")] = "",
     model: Annotated[
         str, typer.Option("--model", "-m", help="A model, a variant, or base+name@alias.")
     ] = SEER,
@@ -47,6 +55,11 @@ def see(  # noqa: PLR0913, PLR0917 - one argument per option
     api_key: Annotated[str | None, typer.Option("--api-key", envvar="TILLER_API_KEY")] = None,
 ) -> None:
     """Ask about pictures; write late states of their tokens back into an early layer."""
+    if not pictures:
+        missing = "question behind" if Path(question).is_file() else "picture in front of"
+        raise typer.BadParameter(
+            f"There is no {missing} {question!r}." if question else "Name a picture and a question."
+        )
     plan = {"source": source, "target": target, "window": window}
     asked: Json = {
         "model": model,
@@ -59,7 +72,7 @@ def see(  # noqa: PLR0913, PLR0917 - one argument per option
         "max_tokens": max_tokens,
     }
     shown = [_shown(picture) for picture in pictures]
-    with Tiller(url, api_key) as tiller:
+    with Tiller(url, api_key) as tiller, _naming(pictures):
         if not compare:
             _told(tiller, shown, question, asked)
             return
@@ -88,6 +101,18 @@ def _shown(picture: str) -> str | bytes:
         return Path(picture).read_bytes()
     except OSError as error:
         raise typer.BadParameter(f"{picture}: {error.strerror}", param_hint="PICTURES") from None
+
+
+@contextmanager
+def _naming(pictures: Sequence[str]) -> Iterator[None]:
+    """A picture that is refused is named as it was named here."""
+    try:
+        yield
+    except TillerError as error:
+        if found := _PART.search(error.param):
+            named = pictures[int(found[1])]
+            error.problem = error.problem.replace(error.param, named[:_LONGEST])
+        raise
 
 
 def _told(tiller: Tiller, shown: list[str | bytes], question: str, asked: Json) -> None:

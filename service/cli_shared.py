@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from models.errors import Refusal
@@ -39,9 +40,9 @@ IfMatch = Annotated[
 
 def complain(error: TillerError | Refusal) -> None:
     """Print the problem, then what to do about it."""
-    err.print(f"[bold red]✗[/] {error.problem}", highlight=False)
+    err.print(f"[bold red]✗[/] {escape(error.problem)}", highlight=False)
     if error.remedy:
-        err.print(f"  [dim]→[/] {error.remedy}", highlight=False)
+        err.print(f"  [dim]→[/] {escape(error.remedy)}", highlight=False)
 
 
 def exit_code(error: TillerError | Refusal) -> int:

@@ -361,7 +361,7 @@ class NotAnImage(Refusal):
     def __init__(self, param: str) -> None:
         super().__init__(
             f"{param} is not a picture.",
-            remedy="Send PNG, JPEG or WebP as base64 or as a data URI.",
+            remedy="Send PNG, JPEG or WebP as data:image/png;base64,...",
             param=param,
         )
 
@@ -404,11 +404,11 @@ class NoBackPatch(Refusal):
 class BackPatchTwice(Refusal):
     """Two plans of back-patching for one answer."""
 
-    def __init__(self, one: str, other: str) -> None:
+    def __init__(self, one: str, other: str, param: str) -> None:
         super().__init__(
             f"{one} and {other} are two plans of back-patching; an answer carries one.",
             remedy="Leave one out, or write both as `pairs` of one plan.",
-            param=other,
+            param=param,
         )
 
 

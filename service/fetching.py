@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 
 import httpx2
 
-from service.errors import PictureOutOfReach, TooMuch
+from service.errors import BadPicture, PictureOutOfReach, TooMuch
 from service.orders import PictureOrder
-from service.pictures_in import check_pixels, from_data_uri, is_data, pixels_of
+from service.pictures_in import EMPTY, check_pixels, from_data_uri, is_data, pixels_of
 from service.settings import Limits, Remote
 
 _PORTS = {"https": 443, "http": 80}
@@ -41,6 +41,8 @@ async def pictures_of(
     """
     found, pixels = [], 0
     for place, address in shown:
+        if not address:
+            raise BadPicture(place, EMPTY)
         if is_data(address):
             data = await asyncio.to_thread(from_data_uri, address, place, limits)
         else:

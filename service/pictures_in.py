@@ -24,6 +24,7 @@ from service.orders import PictureOrder
 from service.settings import Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+EMPTY = "it is empty"
 MOST_OBLONG = 100
 """How many times longer than wide a picture may be; processors refuse more than twice that."""
 _DATA = re.compile(r"data:(?P<type>[^;,]*)(?:;[^;,]*)*?(?P<base64>;base64)?,", re.IGNORECASE)
@@ -52,12 +53,16 @@ def from_data_uri(url: str, param: str, limits: Limits) -> bytes:
 
 
 def from_base64(text: str, param: str, most: int) -> bytes:
-    """The bytes of a base64 text.
+    """The bytes of a base64 text; line breaks and spaces in it, as tools print them, do not count.
 
     Raises:
         NotAnImage: It is none.
+        BadPicture: It is empty.
         TooMuch: More bytes than `most`.
     """
+    text = "".join(text.split())
+    if not text:
+        raise BadPicture(param, EMPTY)
     size = len(text) * 3 // 4 - text[-2:].count("=")
     if size > most:
         raise TooMuch(param, size, most, " bytes")

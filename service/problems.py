@@ -1,6 +1,6 @@
 """Refusal -> HTTP: one table of status codes, two shapes. Nothing else knows both worlds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -192,9 +192,26 @@ def of_validation(error: RequestValidationError) -> Refusal:
             f"The {place} is missing or not an object.",
             remedy="Send a JSON object with Content-Type: application/json.",
         )
+    told, path = _of_shapes(error.errors(), path) or (said(found), path)
     return of_service.BadRequest(
-        f"{path}: {said(found)}.", remedy="GET /openapi.json tells each key's type.", param=path
+        f"{path}: {told}.", remedy="GET /openapi.json tells each key's type.", param=path
     )
+
+
+def _of_shapes(errors: Sequence[Mapping[str, Any]], path: str) -> tuple[str, str] | None:
+    """For a key that may be several things: all of them, or what is wrong inside the one it is."""
+    paths = [(one, _path(one["loc"][1:])) for one in errors]
+    for one, at in paths:
+        if at.startswith(f"{path}["):
+            return said(one), at
+    numbers = " of whole numbers"
+    here = [said(e) + numbers * (e["loc"][-1] == "list[int]") for e, at in paths if at == path]
+    if len(here) < 2 or not all(one.startswith(_MUST) for one in here):
+        return None
+    return _MUST + ", or ".join(one.removeprefix(_MUST) for one in dict.fromkeys(here)), path
+
+
+_MUST = "must be "
 
 
 def _unknown(path: str) -> Refusal:

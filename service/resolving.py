@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from models.errors import Refusal
 from service.backpatching import KIND, check_once, told_apart
 from service.errors import (
     EditTwice,
@@ -119,9 +120,14 @@ class Resolver:
         """What a variant of these edits, presets and vectors means now.
 
         Raises:
-            As `resolve`.
+            As `resolve`; what is named stands in `edits`.
         """
-        return self._wanted(tenant, model, uses, (), ())
+        try:
+            return self._wanted(tenant, model, uses, (), ())
+        except Refusal as refusal:
+            if refusal.param == BY_NAME.param:
+                refusal.param = AN_EDIT.param
+            raise
 
     def _wanted(
         self,

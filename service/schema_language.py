@@ -31,7 +31,7 @@ NONE: Any = Field(default_factory=list)
 class ImageUrl(Lenient):
     """A picture in a message: PNG, JPEG or WebP."""
 
-    url: Annotated[str, Field(max_length=1_000_000_000)]
+    url: Annotated[str, AfterValidator(str.strip), Field(max_length=1_000_000_000)]
     """`data:image/png;base64,...`, or an address at a host that the operator named."""
     detail: Literal["auto", "low", "high"] = "auto"
     """Taken; a model looks as closely as its own processor does, and the answer says so."""

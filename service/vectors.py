@@ -1,14 +1,15 @@
 """Directions as versions: learned from two lists of texts by a job, or imported from a file."""
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from models.errors import MethodNotApplicable, UnknownSite, WrongBase
+from models.errors import MethodNotApplicable, Refusal, UnknownSite, WrongBase
 from models.hosted import HostedModel
 from models.progress import Progress
 from models.site import Site
@@ -22,7 +23,7 @@ from service.registry.kinds import VECTOR
 from service.registry.records import Job
 from service.registry.tables import canonical
 from steerers.control_vectors import Vectors, read_vectors
-from steerers.errors import BadVector
+from steerers.errors import BadVector, SiteNotDeclared
 from steerers.lens import language_of
 from steerers.mean_difference import MeanDifference, mean_difference
 from steerers.score import REFERENCE
@@ -65,8 +66,12 @@ def sites_of(hosted: HostedModel, payload: Mapping[str, Any]) -> list[str]:
         raise MethodNotApplicable("control_vector", hosted.family.title, NO_STREAM)
     (tower, blocks), *_ = hosted.towers.items()
     sites = payload["sites"] or [f"{tower}.block.{(len(blocks) - 1) // 2}"]
-    for site in sites:
-        _check(hosted, site)
+    try:
+        for site in sites:
+            _check(hosted, site)
+    except Refusal as refusal:
+        refusal.param = "sites"
+        raise
     return sites
 
 
@@ -74,7 +79,10 @@ def _check(hosted: HostedModel, site: str) -> int:
     """The width of a stream site."""
     place = Site.parse(site)
     if place.kind != "stream":
-        raise BadVector(f"{site} is a linear layer; a direction is added to a stream.")
+        raise BadVector(
+            f"{site} is a linear layer; a direction is added to a stream.",
+            "Name a stream: lm.block.12 is what leaves that layer.",
+        )
     blocks = hosted.towers.get(place.tower)
     if blocks is None or (place.block or 0) >= len(blocks):
         raise UnknownSite(site, hosted.name)
@@ -149,15 +157,27 @@ def adopted(hosted: HostedModel, background: Background, arrival: AdoptVector) -
         BadFile, BadVector, PickleRefused, SiteNotDeclared: The file.
         UnknownSite, WrongBase: It is of another model.
     """
-    vectors = _own(hosted, arrival) or _foreign(hosted, arrival)
-    for site, vector in vectors.vectors.items():
-        width = _check(hosted, site)
-        if len(vector) != width:
-            raise BadVector(f"The vector of {site} has {len(vector)} numbers, not {width}.")
+    with _in_form(arrival):
+        vectors = _own(hosted, arrival) or _foreign(hosted, arrival)
+        for site, vector in vectors.vectors.items():
+            width = _check(hosted, site)
+            if len(vector) != width:
+                raise BadVector(f"The vector of {site} has {len(vector)} numbers, not {width}.")
     norms = drained(background, at_once(lambda: neutral_norms(hosted, list(vectors.vectors))))
     return AdoptedVector(
         data=vectors.data, header=dict(vectors.header), report=sizes_of(vectors, norms)
     )
+
+
+@contextmanager
+def _in_form(arrival: AdoptVector) -> Iterator[None]:
+    """What is wrong with the file names the form's field: `site` where one is given or missing."""
+    try:
+        yield
+    except Refusal as refusal:
+        of_site = arrival.site is not None or isinstance(refusal, SiteNotDeclared)
+        refusal.param = "site" if of_site and refusal.param == "site" else "file"
+        raise
 
 
 def _own(hosted: HostedModel, arrival: AdoptVector) -> Vectors | None:

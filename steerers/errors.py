@@ -112,10 +112,12 @@ class CannotWrite(Refusal):
 class BadVector(Refusal):
     """A control vector that is none: another shape, not finite, or zero."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(
-            problem, remedy="Give one finite vector that is not zero for each site.", param="vector"
-        )
+    def __init__(
+        self,
+        problem: str,
+        remedy: str = "Give one finite vector that is not zero for each site.",
+    ) -> None:
+        super().__init__(problem, remedy=remedy, param="vector")
 
 
 class UnknownFeature(Refusal):

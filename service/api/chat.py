@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from service import limits, limits_language, openai_language
 from service.api.answers import Bench, no_query, reply, stream, while_connected
 from service.auth import Principal, needs
-from service.errors import NotOffered
+from service.errors import NotOffered, WrongModality
 from service.fetching import pictures_of
 from service.openai_language import Answer, Asked, ChatShape, CompletionShape
 from service.orders import Ended, PictureOrder, Prepared, TextEvent, TextOrder
@@ -61,6 +61,8 @@ async def _pictures(body: ChatBody, bench: Workbench, wanted: Wanted) -> tuple[P
     if not shown:
         return ()
     card = await bench.host(wanted.model).card()
+    if card["modality"] == "text-to-image":
+        raise WrongModality(wanted.model, card["modality"], "vision-language")
     if card["modality"] != "vision-language":
         place = shown[0][0].removesuffix(".image_url.url")
         raise NotOffered(place, f"{wanted.model} reads text, no pictures.")

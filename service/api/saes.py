@@ -194,7 +194,9 @@ async def host_of(bench: Workbench, sae: str, model: str | None) -> tuple[str, H
             param="model",
         )
     if not having:
-        raise loading or UnknownDictionary("sparse autoencoder", sae, ", ".join(known))
+        unknown = UnknownDictionary("sparse autoencoder", sae, ", ".join(known))
+        unknown.param = "sae"
+        raise loading or unknown
     return having[0], bench.host(having[0])
 
 

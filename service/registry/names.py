@@ -15,6 +15,9 @@ from service.registry.errors import (
     NotMeasured,
     RegistryFull,
     UnknownAlias,
+    UnknownVersion,
+    VersionBlocked,
+    VersionRetired,
 )
 from service.registry.finding import as_version, find_edit, find_version, resolve, usable
 from service.registry.grammar import checked_alias, checked_text
@@ -138,7 +141,11 @@ class Names:
         with self.index.writing() as connection:
             turn = self._turn(connection, tenant, name, alias, actor)
             _expect(turn, if_match)
-            version = usable(connection, find_version(connection, turn.edit, to_version))
+            try:
+                version = usable(connection, find_version(connection, turn.edit, to_version))
+            except (UnknownVersion, VersionRetired, VersionBlocked) as refusal:
+                refusal.param = "version"
+                raise
             if version.checks != "ready" and not force:
                 unmeasured = version.checks == "unmeasured"
                 raise (NotMeasured if unmeasured else ChecksFailed)(f"{name}@{to_version}")

@@ -93,7 +93,8 @@ class BackPatch(Method):
         for source, target in asked:
             if not 0 <= target < source < layers:
                 where = f"from layer {source} back to {target}"
-                raise BadBackPatch(f"Nothing leads {where} of {layers} layers.", "source")
+                key = "pairs" if self.pairs else "source"
+                raise BadBackPatch(f"Nothing leads {where} of {layers} layers.", key)
         return asked
 
     def _report(self, written: list[Pair], patch: Patch) -> dict[str, Any]:

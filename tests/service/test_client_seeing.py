@@ -105,6 +105,22 @@ def test_the_command_sees(done, photo, tiller):
     assert "Nothing leads" in " ".join(notes.split())
 
 
+def test_what_is_missing_or_broken_is_named_as_it_was_typed(done, photo, tmp_path):
+    _, notes = done("see", photo, code=2)
+    assert "no question behind" in " ".join(notes.split())
+    _, notes = done("see", "How many?", code=2)
+    assert "no picture in front of" in " ".join(notes.split())
+    broken = tmp_path / "broken [red].png"
+    broken.write_bytes(b"no picture")
+    _, notes = done("see", photo, broken, "the king", "-m", SEER, "--system", "a house", code=1)
+    assert "broken [red].png is not a picture" in " ".join(notes.split()).replace(
+        "broken[", "broken ["
+    )
+    assert "image_url" not in notes
+    _, notes = done("preset", "put", "nothing", code=2)
+    assert "--source and --target" in " ".join(notes.replace("│", "").split())
+
+
 def test_a_preset_keeps_its_own_plan():
     assert plan_of(None, {}) is None
     assert plan_of("a@1", {}) == "a@1"

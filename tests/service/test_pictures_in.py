@@ -35,6 +35,16 @@ def test_what_the_remedy_names_is_taken_as_it_came(kind):
     assert picture_bytes(uri, "target_images[0]", LIMITS) == data
 
 
+def test_line_breaks_and_spaces_in_base64_do_not_count():
+    data = encoded("PNG")
+    printed = base64.encodebytes(data).decode()
+    assert printed.count("\n") > 1
+    assert from_data_uri(f"data:image/png;base64, {printed} ", "url", LIMITS) == data
+    assert picture_bytes(printed, "target_images[0]", LIMITS) == data
+    with pytest.raises(BadPicture, match="it is empty"):
+        from_data_uri("data:image/png;base64,\n", "url", LIMITS)
+
+
 def test_lossless_webp_is_taken_too():
     assert checked(encoded("WEBP", lossless=True))
 

@@ -276,8 +276,10 @@ def test_a_conversation_that_does_not_fit_is_refused(speaking):
 def test_models_of_the_other_kind_are_refused_both_ways(speaking, http):
     told = speaking.post("/v1/images/generations", json={"model": MODEL, "prompt": "a boat"})
     assert (told.status_code, told.json()["error"]["code"]) == (409, "wrong_modality")
-    told = http.post(PATH, json=body(model="tiny"))
-    assert (told.status_code, told.json()["error"]["code"]) == (409, "wrong_modality")
+    shown = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+    for messages in (SAID, [{"role": "user", "content": [shown]}]):
+        told = http.post(PATH, json=body(model="tiny", messages=messages))
+        assert (told.status_code, told.json()["error"]["code"]) == (409, "wrong_modality")
     assert refused(speaking, 404, model="nobody")["code"] == "unknown_model"
 
 

@@ -211,8 +211,10 @@ def test_an_adapter_is_in_force_below_and_above_it(seeing, tiny_vl_folder):
         ({"pairs": [[3, 1, 0]]}, "bad_request", "pairs[0]"),
         ({"pairs": [[3]]}, "bad_request", "pairs[0]"),
         ({"pairs": [["3", 1]]}, "bad_request", "pairs[0][0]"),
-        ({"pairs": [[1, 3]]}, "bad_back_patch", "source"),
+        ({"pairs": [[1, 3]]}, "bad_back_patch", "pairs"),
+        ({"pairs": [[3, 1], [9, 2]]}, "bad_back_patch", "pairs"),
         ({**BEST, "positions": "all"}, "bad_request", "positions"),
+        ({**BEST, "positions": [1, "2"]}, "bad_request", "positions[1]"),
         ({**BEST, "positions": []}, "bad_back_patch", "positions"),
         ({**BEST, "positions": [3, 2]}, "bad_back_patch", "positions"),
         ({**BEST, "positions": [-1, 2]}, "bad_back_patch", "positions"),
@@ -230,6 +232,24 @@ def test_a_plan_that_leads_nowhere_is_refused_by_its_key(seeing, plan, code, key
     status = 404 if code == "unknown_name" else 422
     told = refused(seeing, status, backpatch=plan)
     assert (told["code"], told["param"]) == (code, f"backpatch.{key}")
+
+
+def test_tokens_by_number_are_told_of_where_a_word_is_wrong(seeing):
+    told = refused(seeing, backpatch={**BEST, "positions": "visul"})
+    assert "'visual' or 'reference', or a list of whole numbers" in told["message"]
+
+
+def test_two_plans_of_a_variant_are_told_by_their_names(seeing):
+    kept = {"model": SEER, "backpatch": BEST}
+    assert seeing.put("/v1/presets/one", json=kept).status_code == 201
+    kept["backpatch"] = {"source": 2, "target": 1}
+    assert seeing.put("/v1/presets/two", json=kept).status_code == 201
+    both = {"model": SEER, "edits": ["one@1", "two@1"]}
+    told = seeing.put("/v1/variants/torn", json=both).json()
+    assert (told["code"], told["param"]) == ("back_patch_twice", "edits")
+    assert told["detail"].startswith("one@1 and two@1 are two plans")
+    gone = seeing.put("/v1/variants/torn", json={"model": SEER, "edits": ["nobody"]}).json()
+    assert gone["param"] == "edits"
 
 
 def test_an_entry_of_steering_names_its_own_key(seeing):

@@ -143,6 +143,20 @@ LONG = written(drawn(300, 300))
 MOVING = written(drawn(), "WEBP", save_all=True, append_images=[drawn(seed=2)])
 
 
+def test_an_address_may_have_spaces_and_line_breaks_and_may_not_be_empty(seeing):
+    def showing(url):
+        picture = {"type": "image_url", "image_url": {"url": url}}
+        return [{"role": "user", "content": [picture, {"type": "text", "text": "the king"}]}]
+
+    plain = data_uri(PHOTO)
+    printed = f" {plain[:60]}\n{plain[60:136]}\n{plain[136:]}\n"
+    whole, broken = (answered(seeing, messages=showing(url)) for url in (plain, printed))
+    assert text(broken) == text(whole)
+    told = refused(seeing, showing(" "))
+    assert (told["code"], told["param"]) == ("bad_picture", URL)
+    assert "it is empty" in told["message"]
+
+
 @pytest.mark.parametrize(
     ("parts", "code", "param"),
     [

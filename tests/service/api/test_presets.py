@@ -90,6 +90,8 @@ def test_an_alias_moves_is_guarded_and_rolled_back_for_the_next_request(http):
     assert ok(http.delete("/v1/presets/moved/versions/2"))["status"] == "retired"
     gone = chat(http, steering={"preset": "moved@2"})
     assert problem(gone, 409)["code"] == "version_retired"
+    for version, status in ((2, 409), (9, 404)):
+        assert problem(promote(http, "presets", "moved", version), status)["param"] == "version"
     assert ok(http.delete("/v1/presets/moved/aliases/live"))["deleted"]
     assert ok(http.get("/v1/presets/moved/aliases"))["data"] == []
 
@@ -190,6 +192,7 @@ def test_a_preset_keeps_ablation_and_tells_its_dictionary_by_both_names(http):
     [
         ({"sites": ["lm.block.99"]}, 422, "unknown_site"),
         ({"sites": ["lm.layers.0.mlp.down_proj"]}, 422, "bad_vector"),
+        ({"sites": ["no site"]}, 422, "bad_site"),
         ({"positives": []}, 422, "bad_request"),
         ({"pool": "first"}, 422, "bad_request"),
         ({"model": "other"}, 404, "unknown_model"),
@@ -197,7 +200,10 @@ def test_a_preset_keeps_ablation_and_tells_its_dictionary_by_both_names(http):
 )
 def test_a_direction_that_cannot_be_learned_makes_no_job(http, changes, status, code):
     body = {"name": "x", "model": MODEL, "positives": ["a"], "negatives": ["b"], **changes}
-    assert problem(http.post("/v1/vectors", json=body), status)["code"] == code
+    told = problem(http.post("/v1/vectors", json=body), status)
+    assert told["code"] == code
+    assert "sites" not in changes or told["param"] == "sites"
+    assert code != "bad_vector" or "lm.block" in told["remedy"]
 
 
 def test_a_direction_with_the_name_of_a_preset_makes_no_job(http):
@@ -236,14 +242,17 @@ def test_control_vector_files_are_imported(http):
     np.save(buffer, direction)
     placed = imported(http, "placed", "v.npy", buffer.getvalue(), site="lm.block.0")
     assert list(ok(placed, 201)["report"]["norms"]) == ["lm.block.0"]
-    assert problem(imported(http, "lost", "v.npy", buffer.getvalue()), 422)["code"] == (
-        "site_not_declared"
-    )
     wide = save({"direction.1": np.ones(33, dtype=np.float32)})
-    assert problem(imported(http, "wide", "v.safetensors", wide), 422)["code"] == "bad_vector"
     far = save({"direction.77": direction})
-    assert problem(imported(http, "far", "v.safetensors", far), 422)["code"] == "unknown_site"
-    assert problem(imported(http, "noise", "v.gguf", b"noise"), 422)["code"] == "bad_file"
+    for file, data, site, code, param in (
+        ("v.npy", buffer.getvalue(), {}, "site_not_declared", "site"),
+        ("v.npy", buffer.getvalue(), {"site": "lm.block.77"}, "unknown_site", "site"),
+        ("v.safetensors", wide, {}, "bad_vector", "file"),
+        ("v.safetensors", far, {}, "unknown_site", "file"),
+        ("v.gguf", b"noise", {}, "bad_file", "file"),
+    ):
+        told = problem(imported(http, "refused", file, data, **site), 422)
+        assert (told["code"], told["param"]) == (code, param)
 
 
 def test_a_preset_keeps_the_version_of_its_vector(http):

@@ -56,7 +56,8 @@ def test_dictionaries_are_listed_and_shown(http):
     assert (one["id"], one["model"], one["site"]) == (SAE, MODEL, "lm.block.1")
     assert (shown["features"], shown["width"], shown["activation"]) == (FEATURES, 32, "jumprelu")
     assert shown["digest"] == one["digest"]
-    assert problem(http.get("/v1/saes/other"), 404)["code"] == "unknown_dictionary"
+    unknown = problem(http.get("/v1/saes/other"), 404)
+    assert (unknown["code"], unknown["param"]) == ("unknown_dictionary", "sae")
     assert problem(http.get(f"/v1/saes/{SAE}?modle=x"), 422)["param"] == "modle"
 
 
