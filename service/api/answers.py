@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import BadRequest, ClientLeft, UnknownKey
 from service.openai import SSE_HEADERS, kept_alive
 from service.registry import records
+from service.registry.records import Expected
 from service.workbench import Workbench
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -95,19 +96,37 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait({task})
 
 
-def generation_of(header: str | None) -> int | None:
-    """The alias generation of an `If-Match` header; None where nothing is asked.
+def expected(
+    if_match: Annotated[str | None, Header(alias="If-Match")] = None,
+    if_none_match: Annotated[str | None, Header(alias="If-None-Match")] = None,
+) -> Expected:
+    """The generation on which a change depends; None where nothing is asked.
+
+    `If-Match: *` is "any, but it is there", `If-None-Match: *` is "it is not there", which is 0.
 
     Raises:
-        BadRequest: It is not one of our ETags.
+        BadRequest: Neither of these, nor one of our ETags.
     """
-    if header is None or header.strip() == "*":
+    if if_none_match is not None:
+        if if_none_match.strip() != "*" or if_match is not None:
+            raise BadRequest(
+                "If-None-Match can only be *, and alone.",
+                remedy="Send If-None-Match: * to make what is not there, If-Match to change.",
+                param="If-None-Match",
+            )
+        return 0
+    if if_match is None:
         return None
-    text = header.strip().removeprefix("W/").strip('"')
+    if if_match.strip() == "*":
+        return "*"
+    text = if_match.strip().removeprefix("W/").strip('"')
     if not _NUMBER.fullmatch(text):
         raise BadRequest(
-            f"If-Match {header!r} is not an alias' ETag.",
-            remedy="Send the ETag that GET on the alias gave.",
+            f"If-Match {if_match!r} is not an ETag of ours.",
+            remedy="Send the ETag that GET gave.",
             param="If-Match",
         )
     return int(text)
+
+
+Generation = Annotated[Expected, Depends(expected)]

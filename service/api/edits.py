@@ -3,11 +3,11 @@
 import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Form, Header, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, Form, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.answers import Bench, Page, generation_of, listed, no_query, reply
+from service.api.answers import Bench, Generation, Page, listed, no_query, reply
 from service.api.jobs import accepted, waited
 from service.api.once import Once
 from service.auth import Principal, needs
@@ -24,7 +24,6 @@ router = APIRouter(prefix="/v1/edits", tags=["edits"], route_class=Once)
 Reader = Annotated[Principal, Depends(needs("edits:read"))]
 Writer = Annotated[Principal, Depends(needs("edits:write"))]
 Promoter = Annotated[Principal, Depends(needs("edits:promote"))]
-IfMatch = Annotated[str | None, Header(alias="If-Match")]
 EXACT = [Depends(no_query)]
 
 
@@ -193,7 +192,7 @@ async def move_alias(  # noqa: PLR0913, PLR0917 - one argument per part of the r
     body: AliasBody,
     bench: Bench,
     caller: Promoter,
-    if_match: IfMatch = None,
+    if_match: Generation,
 ) -> JSONResponse:
     """Point the alias to a version; with `If-Match`, only if nobody moved it meanwhile."""
     await asyncio.to_thread(
@@ -206,7 +205,7 @@ async def move_alias(  # noqa: PLR0913, PLR0917 - one argument per part of the r
         alias,
         body.version,
         actor=caller.name,
-        if_match=generation_of(if_match),
+        if_match=if_match,
         force=body.force,
     )
     return _alias_reply(request, moved)
@@ -219,7 +218,7 @@ async def roll_back(
     alias: str,
     bench: Bench,
     caller: Promoter,
-    if_match: IfMatch = None,
+    if_match: Generation,
 ) -> JSONResponse:
     """Point the alias to where it pointed before."""
     if await request.body() not in (b"", b"{}"):
@@ -230,18 +229,23 @@ async def roll_back(
         name,
         alias,
         actor=caller.name,
-        if_match=generation_of(if_match),
+        if_match=if_match,
     )
     return _alias_reply(request, moved)
 
 
 @router.delete("/{name}/aliases/{alias}", dependencies=EXACT)
 async def delete_alias(
-    request: Request, name: str, alias: str, bench: Bench, caller: Promoter
+    request: Request,
+    name: str,
+    alias: str,
+    bench: Bench,
+    caller: Promoter,
+    if_match: Generation,
 ) -> JSONResponse:
     """Forget the alias; its versions stay."""
     await asyncio.to_thread(
-        bench.registry.names.delete_alias, caller.tenant, name, alias, caller.name
+        bench.registry.names.delete_alias, caller.tenant, name, alias, caller.name, if_match
     )
     return reply(request, {"object": "alias", "edit": name, "alias": alias, "deleted": True})
 

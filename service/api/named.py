@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi import Path as PathPart
 from fastapi.responses import JSONResponse
 
-from service.api.answers import Bench, Page, generation_of, listed, no_query, reply
+from service.api.answers import Bench, Generation, Page, listed, no_query, reply
 from service.api.edits import Promoter, Reader, Writer, alias_body
 from service.api.once import Once
 from service.auth import Principal
@@ -25,7 +25,6 @@ from service.schema import NAME, AliasBody
 from service.workbench import Workbench
 
 EXACT = [Depends(no_query)]
-IfMatch = Annotated[str | None, Header(alias="If-Match")]
 PathName = Annotated[str, PathPart(pattern=NAME)]
 _SHORT = ("version", "status", "digest", "created_at", "created_by")
 
@@ -203,11 +202,16 @@ def _aliases(router: APIRouter, noun: Noun) -> None:
         "/{name}/aliases/{alias}", dependencies=EXACT, summary="Forget the alias; versions stay"
     )
     async def delete_alias(
-        request: Request, name: PathName, alias: str, bench: Bench, caller: Promoter
+        request: Request,
+        name: PathName,
+        alias: str,
+        bench: Bench,
+        caller: Promoter,
+        if_match: Generation,
     ) -> JSONResponse:
         await noun.found(bench, caller, name)
         await asyncio.to_thread(
-            bench.registry.names.delete_alias, caller.tenant, name, alias, caller.name
+            bench.registry.names.delete_alias, caller.tenant, name, alias, caller.name, if_match
         )
         told = {"object": "alias", noun.word: name, "alias": alias, "deleted": True}
         return reply(request, told)
@@ -226,7 +230,7 @@ def _moving(router: APIRouter, noun: Noun) -> None:
         body: AliasBody,
         bench: Bench,
         caller: Promoter,
-        if_match: IfMatch = None,
+        if_match: Generation,
     ) -> JSONResponse:
         await noun.found(bench, caller, name)
         moved = await asyncio.to_thread(
@@ -236,7 +240,7 @@ def _moving(router: APIRouter, noun: Noun) -> None:
             alias,
             body.version,
             actor=caller.name,
-            if_match=generation_of(if_match),
+            if_match=if_match,
             force=body.force,
         )
         return _alias_reply(request, noun, moved)
@@ -252,7 +256,7 @@ def _moving(router: APIRouter, noun: Noun) -> None:
         alias: str,
         bench: Bench,
         caller: Promoter,
-        if_match: IfMatch = None,
+        if_match: Generation,
     ) -> JSONResponse:
         if await request.body() not in (b"", b"{}"):
             raise BadRequest("A rollback has no body.", remedy="Send none; PUT chooses a version.")
@@ -263,7 +267,7 @@ def _moving(router: APIRouter, noun: Noun) -> None:
             name,
             alias,
             actor=caller.name,
-            if_match=generation_of(if_match),
+            if_match=if_match,
         )
         return _alias_reply(request, noun, moved)
 

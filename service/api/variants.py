@@ -3,12 +3,12 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi import Path as PathPart
 from fastapi.responses import JSONResponse
 
 from service import limits
-from service.api.answers import Bench, Page, generation_of, listed, no_query, reply
+from service.api.answers import Bench, Generation, Page, listed, no_query, reply
 from service.api.once import Once
 from service.auth import Principal, needs
 from service.errors import NameTaken
@@ -18,7 +18,6 @@ from service.schema import NAME, VariantBody
 
 router = APIRouter(prefix="/v1/variants", tags=["variants"], route_class=Once)
 EXACT = [Depends(no_query)]
-IfMatch = Annotated[str | None, Header(alias="If-Match")]
 Reader = Annotated[Principal, Depends(needs("edits:read"))]
 Promoter = Annotated[Principal, Depends(needs("edits:promote"))]
 VariantName = Annotated[str, PathPart(pattern=NAME)]
@@ -49,7 +48,7 @@ async def put_variant(
     body: VariantBody,
     bench: Bench,
     caller: Promoter,
-    if_match: IfMatch = None,
+    if_match: Generation,
 ) -> JSONResponse:
     """Make or replace a variant. Its edits must exist now; aliases in it are followed later."""
     if name in bench.hosts:
@@ -66,17 +65,19 @@ async def put_variant(
         [use.name for use in body.edits],
         actor=caller.name,
         settings={"strengths": [use.strength for use in body.edits]},
-        if_match=generation_of(if_match),
+        if_match=if_match,
     )
     return _variant_reply(request, bundle)
 
 
 @router.delete("/{name}", dependencies=EXACT)
 async def delete_variant(
-    request: Request, name: str, bench: Bench, caller: Promoter
+    request: Request, name: str, bench: Bench, caller: Promoter, if_match: Generation
 ) -> JSONResponse:
     """Forget the variant; its edits stay."""
-    await asyncio.to_thread(bench.registry.variants.delete, caller.tenant, name, caller.name)
+    await asyncio.to_thread(
+        bench.registry.variants.delete, caller.tenant, name, caller.name, if_match
+    )
     return reply(request, {"object": "variant", "name": name, "deleted": True})
 
 

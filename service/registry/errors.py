@@ -197,11 +197,11 @@ OF_REFERENCES = (
 
 
 class InUse(Refusal):
-    """A version that an alias or a variant still points to."""
+    """A version that an alias or a variant still points to, or an alias that a variant names."""
 
-    def __init__(self, version: str, users: str) -> None:
+    def __init__(self, name: str, users: str) -> None:
         super().__init__(
-            f"{version} is in use by {users}.", remedy="Move or delete those first, then retire it."
+            f"{name} is in use by {users}.", remedy="Change or delete those first, then try again."
         )
 
 
@@ -230,12 +230,16 @@ class NotMeasured(Refusal):
 class AliasMoved(Refusal):
     """Somebody else moved the alias (or changed the variant) first."""
 
-    def __init__(self, alias: str, expected: int, generation: int) -> None:
-        super().__init__(
-            f"{alias} has generation {generation}, not {expected}: somebody changed it meanwhile.",
-            remedy="Read it again, decide again, and send its present generation as If-Match.",
-            param="If-Match",
+    def __init__(self, alias: str, expected: int | str | None, generation: int) -> None:
+        problem = (
+            f"{alias} has generation {generation}, not {expected}: somebody changed it meanwhile."
         )
+        remedy = "Read it again, decide again, and send its present generation as If-Match."
+        if expected == "*":
+            problem, remedy = f"{alias} is not there.", "Leave If-Match out to make it."
+        if expected == 0:
+            problem = f"{alias} is there already: its generation is {generation}."
+        super().__init__(problem, remedy=remedy, param="If-Match" if expected else "If-None-Match")
         self.generation = generation
 
 

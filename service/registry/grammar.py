@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from service.registry.errors import BadName, BadPage, BadRecord, BadReference
-from service.registry.records import Page
+from service.registry.records import Expected, Page
 from service.registry.tables import canonical
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -85,6 +85,13 @@ def checked_alias(alias: str) -> str:
     if not _ALIAS.fullmatch(alias):
         raise BadName("an alias", alias)
     return alias
+
+
+def holds(expected: Expected, generation: int, *, there: bool) -> bool:
+    """Whether what a caller has seen is still so; generations are remembered over a deletion."""
+    if expected == "*":
+        return there
+    return expected is None or expected == generation or (expected == 0 and not there)
 
 
 def checked_text(what: str, text: str, most: int) -> str:

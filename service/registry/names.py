@@ -11,6 +11,7 @@ from service.registry.edits import as_alias
 from service.registry.errors import (
     AliasMoved,
     ChecksFailed,
+    InUse,
     NothingToRollBack,
     NotMeasured,
     RegistryFull,
@@ -20,12 +21,13 @@ from service.registry.errors import (
     VersionRetired,
 )
 from service.registry.finding import as_version, find_edit, find_version, resolve, usable
-from service.registry.grammar import checked_alias, checked_text
+from service.registry.grammar import checked_alias, checked_text, holds
 from service.registry.index import Index
 from service.registry.kinds import word_of
 from service.registry.limits import Limits
-from service.registry.records import Alias, Version
+from service.registry.records import Alias, Expected, Version
 from service.registry.tables import alias_states, aliases, versions
+from service.registry.users import users_of_alias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ class Names:
         alias: str,
         to_version: int,
         actor: str,
-        if_match: int | None = None,
+        if_match: Expected = None,
         *,
         force: bool = False,
     ) -> Alias:
@@ -127,7 +129,7 @@ class Names:
             to_version: A version's number.
             actor: Who goes into the audit.
             if_match: The generation that the caller has seen; 0 for "it is not there"; None
-                moves it whatever happened meanwhile.
+                moves it whatever happened meanwhile, "*" if it is there.
             force: Accept a version that failed its checks, or could not be measured.
 
         Raises:
@@ -159,7 +161,7 @@ class Names:
             return self._moved(connection, turn, to_version, before, detail)
 
     def rollback(
-        self, tenant: str, name: str, alias: str, actor: str, if_match: int | None = None
+        self, tenant: str, name: str, alias: str, actor: str, if_match: Expected = None
     ) -> Alias:
         """Point an alias to where it pointed before; a second rollback goes one further back.
 
@@ -181,12 +183,13 @@ class Names:
             return self._moved(connection, turn, back.number, back.before, detail)
 
     def delete_alias(
-        self, tenant: str, name: str, alias: str, actor: str, if_match: int | None = None
+        self, tenant: str, name: str, alias: str, actor: str, if_match: Expected = None
     ) -> None:
         """Remove an alias; its generation is remembered, its way back is not.
 
         Raises:
             AliasMoved: Somebody else moved it first.
+            InUse: A variant names it.
             UnknownEdit, UnknownAlias: There is none.
         """
         checked_text("actor", actor, self.limits.text_bytes)
@@ -195,6 +198,8 @@ class Names:
             _expect(turn, if_match)
             if turn.number is None:
                 raise UnknownAlias(name, alias, what=word_of(turn.edit.kind))
+            if users := users_of_alias(connection, turn.edit, alias):
+                raise InUse(turn.label, ", ".join(users))
             self._write(connection, turn, None)
             connection.execute(
                 alias_states.delete().where(
@@ -262,12 +267,9 @@ class Names:
         return as_alias(turn.edit.name, row)
 
 
-def _expect(turn: Turn, if_match: int | None) -> None:
-    if if_match is None or if_match == turn.generation:
-        return
-    if if_match == 0 and turn.number is None:
-        return
-    raise AliasMoved(turn.label, if_match, turn.generation)
+def _expect(turn: Turn, if_match: Expected) -> None:
+    if not holds(if_match, turn.generation, there=turn.number is not None):
+        raise AliasMoved(turn.label, if_match, turn.generation)
 
 
 def _alias_row(connection: Connection, edit: Row[Any], alias: str) -> Row[Any] | None:

@@ -9,6 +9,8 @@ Status = Literal["ready", "failed_checks", "unmeasured", "retired", "blocked"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Json = Mapping[str, Any]
 T = TypeVar("T")
+Expected = int | Literal["*"] | None
+"""The generation that a caller has seen: 0 for "it is not there", "*" for any, None: not asked."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from models.errors import Refusal
-from service.registry.finding import resolve
+from service.registry.finding import find_own_or_public, resolve
 from service.registry.grammar import PUBLIC
 from service.registry.kinds import STEERING, VECTOR
 from service.registry.tables import aliases, edits, variant_edits, variants, versions
@@ -18,6 +18,16 @@ def users_of(connection: Connection, version: Row[Any]) -> list[str]:
         *_aliases(connection, version),
         *_variants(connection, version),
         *_presets(connection, version),
+    ]
+
+
+def users_of_alias(connection: Connection, edit: Row[Any], alias: str) -> list[str]:
+    """The variants that name this alias, in words; a bare name means `live` where it is there."""
+    named = [f"{edit.name}@{alias}", *([edit.name] if alias == "live" else [])]
+    return [
+        f"the variant {row.name}"
+        for row in _bundles(connection, edit.tenant, variant_edits.c.reference.in_(named))
+        if find_own_or_public(connection, row.tenant, edit.name).id == edit.id
     ]
 
 
@@ -35,19 +45,26 @@ def _variants(connection: Connection, version: Row[Any]) -> list[str]:
         reference.startswith(f"{version.name}@", autoescape=True),
         reference == f"sha256:{version.digest}",
     )
-    query = (
-        sa.select(variants.c.tenant, variants.c.name, reference)
-        .join(variants, variants.c.id == variant_edits.c.variant)
-        .where(could_mean, variants.c.model.is_not(None))
-        .order_by(variants.c.tenant, variants.c.name)
-    )
-    if version.tenant != PUBLIC:
-        query = query.where(variants.c.tenant == version.tenant)
     return [
         f"the variant {row.name}"
-        for row in connection.execute(query).all()
+        for row in _bundles(connection, version.tenant, could_mean)
         if _means(connection, row.tenant, row.reference, version)
     ]
+
+
+def _bundles(
+    connection: Connection, tenant: str, named: sa.ColumnElement[bool]
+) -> list[Row[Any, Any, Any]]:
+    """Variants (tenant, name, reference) that could mean a name of this tenant."""
+    query = (
+        sa.select(variants.c.tenant, variants.c.name, variant_edits.c.reference)
+        .join(variants, variants.c.id == variant_edits.c.variant)
+        .where(named, variants.c.model.is_not(None))
+        .order_by(variants.c.tenant, variants.c.name)
+    )
+    if tenant != PUBLIC:
+        query = query.where(variants.c.tenant == tenant)
+    return list(connection.execute(query))
 
 
 def _presets(connection: Connection, version: Row[Any]) -> list[str]:

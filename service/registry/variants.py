@@ -15,11 +15,12 @@ from service.registry.grammar import (
     checked_limit,
     checked_name,
     checked_text,
+    holds,
     paged,
 )
 from service.registry.index import Index
 from service.registry.limits import Limits
-from service.registry.records import Page, Variant
+from service.registry.records import Expected, Page, Variant
 from service.registry.tables import variant_edits, variants
 
 
@@ -39,7 +40,7 @@ class Variants:
         *,
         actor: str,
         settings: Mapping[str, Any] | None = None,
-        if_match: int | None = None,
+        if_match: Expected = None,
     ) -> Variant:
         """Make or replace a variant; every edit that it names must be usable now.
 
@@ -115,7 +116,7 @@ class Variants:
             found = _as_variants(connection, rows)
         return paged(found, limit, [v.name for v in found])
 
-    def delete(self, tenant: str, name: str, actor: str, if_match: int | None = None) -> None:
+    def delete(self, tenant: str, name: str, actor: str, if_match: Expected = None) -> None:
         """Remove a variant; its generation is remembered.
 
         Raises:
@@ -169,12 +170,11 @@ class Variants:
                 raise RegistryFull("variants", self.limits.variants)
 
 
-def _expect(name: str, had: Row[Any] | None, if_match: int | None) -> None:
+def _expect(name: str, had: Row[Any] | None, if_match: Expected) -> None:
     generation = had.generation if had else 0
-    gone = had is None or had.model is None
-    if if_match is None or if_match == generation or (if_match == 0 and gone):
-        return
-    raise AliasMoved(name, if_match, generation)
+    there = had is not None and had.model is not None
+    if not holds(if_match, generation, there=there):
+        raise AliasMoved(name, if_match, generation)
 
 
 def _row(connection: Connection, tenant: str, name: str) -> Row[Any] | None:

@@ -144,6 +144,38 @@ def test_of_two_who_move_an_alias_at_once_one_gets_a_412(url, http, twice):
     assert sorted(statuses) == [200, 412]
 
 
+def test_what_somebody_else_changed_is_not_deleted(http, twice):
+    stale = promote(http, twice, 1, "gone").headers["etag"]
+    etag = promote(http, twice, 2, "gone").headers["etag"]
+    address = f"/v1/edits/{twice}/aliases/gone"
+    assert problem(http.delete(address, headers={"If-Match": stale}), 412)["code"] == "alias_moved"
+    assert http.delete(address, headers={"If-Match": etag}).status_code == 200
+    variant, body = "/v1/variants/gone", {"model": MODEL, "edits": []}
+    stale, etag = (http.put(variant, json=body).headers["etag"] for _ in range(2))
+    assert http.delete(variant, headers={"If-Match": stale}).status_code == 412
+    assert http.delete(variant, headers={"If-Match": etag}).status_code == 200
+
+
+def test_a_star_means_there_or_not_there(http, twice):
+    there = problem(promote(http, twice, 1, "star", **{"If-Match": "*"}), 412)
+    assert (there["param"], there["detail"]) == ("If-Match", f"{twice}@star is not there.")
+    assert promote(http, twice, 1, "star", **{"If-None-Match": "*"}).status_code == 200
+    again = problem(promote(http, twice, 2, "star", **{"If-None-Match": "*"}), 412)
+    assert (again["param"], "is there already" in again["detail"]) == ("If-None-Match", True)
+    assert promote(http, twice, 2, "star", **{"If-Match": "*"}).json()["version"] == 2
+    for header in ({"If-None-Match": '"3"'}, {"If-None-Match": "*", "If-Match": "*"}):
+        assert problem(promote(http, twice, 1, "star", **header), 422)["param"] == "If-None-Match"
+
+
+def test_an_alias_that_a_variant_names_is_not_deleted(http, twice):
+    promote(http, twice, 1, "named")
+    http.put("/v1/variants/namer", json={"model": MODEL, "edits": [f"{twice}@named"]})
+    told = problem(http.delete(f"/v1/edits/{twice}/aliases/named"), 409)
+    assert (told["code"], "the variant namer" in told["detail"]) == ("in_use", True)
+    http.delete("/v1/variants/namer")
+    assert http.delete(f"/v1/edits/{twice}/aliases/named").status_code == 200
+
+
 def test_a_version_whose_checks_failed_takes_no_alias_without_force(http, fitted, url):
     result = fitted(url, "weak", options={"steps": 3, "rate": 0.1})
     assert result["status"] == "failed_checks"

@@ -31,6 +31,23 @@ def test_a_variant_of_edits_that_cannot_be_used_is_refused(registry, add):
         registry.variants.get("acme", "v")
 
 
+def test_an_alias_that_a_variant_means_is_not_deleted(registry, add):
+    add(), add(tenant="public")
+    for tenant in ("acme", "public"):
+        registry.names.move(tenant, "potus", "live", 1, "ann")
+        registry.names.move(tenant, "potus", "spare", 1, "ann")
+    put, delete = registry.variants.put, registry.names.delete_alias
+    put("acme", "mine", "sd", ["potus"], actor="ann")
+    put("other", "theirs", "sd", ["potus@spare"], actor="eve")
+    for tenant, alias, user in (("acme", "live", "mine"), ("public", "spare", "theirs")):
+        with pytest.raises(errors.InUse, match=f"potus@{alias} is in use by the variant {user}"):
+            delete(tenant, "potus", alias, "ann")
+    delete("acme", "potus", "spare", "ann")  # acme has its own: the other's variant means public's
+    delete("public", "potus", "live", "ann")
+    registry.variants.delete("acme", "mine", "ann")
+    delete("acme", "potus", "live", "ann")
+
+
 def test_a_stale_writer_loses_also_over_a_deletion(registry):
     put = registry.variants.put
     put("acme", "v", "sd", [], actor="ann", if_match=0)
