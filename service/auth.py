@@ -12,7 +12,7 @@ from limits import RateLimitItemPerMinute
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.storage import storage_from_string
 
-from service.errors import KeyNeeded, QuotaUsed, ScopeMissing, StrangeHost
+from service.errors import KeyNeeded, QuotaUsed, ScopeMissing
 from service.registry import Registry
 from service.schema import SCOPES
 from service.settings import Settings
@@ -29,7 +29,7 @@ class Principal:
 
 
 EVERYBODY = Principal(tenant="default", scopes=frozenset(SCOPES), name="local")
-"""Whoever reaches a keyless service: it listens on loopback only."""
+"""Whoever reaches a keyless service: it listens on loopback only, behind `service.door`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,8 @@ class Doorman:
 
         Raises:
             KeyNeeded: A key is needed and none, or a wrong, expired or revoked one, was sent.
-            StrangeHost: A keyless service was called by a name that is not its own.
         """
         if self.settings.keyless:
-            self._own_name(request.headers.get("host", ""))
             return EVERYBODY
         kind, _, secret = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not secret.strip():
@@ -62,13 +60,6 @@ class Doorman:
         if key is None:
             raise KeyNeeded("The API key is not valid: unknown, expired or revoked.")
         return Principal(tenant=key.tenant, scopes=frozenset(key.scopes), name=f"key:{key.id}")
-
-    def _own_name(self, header: str) -> None:
-        # A page in a browser can make its own name point to 127.0.0.1; it cannot fake this header.
-        name = header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
-        own = {*self.settings.server.allowed_hosts, self.settings.server.host}
-        if name.lower() not in {n.lower() for n in own}:
-            raise StrangeHost(name)
 
     async def count(self, principal: Principal, what: str, amount: int = 1) -> dict[str, str]:
         """Use up some of a minute's quota; the headers that tell what is left.

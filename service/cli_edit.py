@@ -151,6 +151,10 @@ def edit_export(
     api_key: ApiKey = None,
 ) -> None:
     """Download a delta, for Tiller, peft or diffusers."""
+    if not output.parent.is_dir() or output.is_dir():
+        raise typer.BadParameter(
+            f"{output} cannot be written: no such folder, or it is a folder itself."
+        )
     with Tiller(url, api_key) as tiller:
         data = tiller.edits.export(name, version, form=form)
     output.write_bytes(data)

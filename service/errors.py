@@ -24,6 +24,17 @@ class UnknownKey(Refusal):
         )
 
 
+class SentTwice(Refusal):
+    """One key, field or query twice in one request: only one of them could count."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"{key[:100]!r} is there twice; only one of them could count.",
+            remedy="Send it once.",
+            param=key[:100],
+        )
+
+
 class LiteralExtraBody(Refusal):
     """`extra_body` reached the wire: it is an argument of the SDK, not a key of the API."""
 
@@ -97,10 +108,10 @@ class NotFound(Refusal):
 class MethodNotAllowed(Refusal):
     """The path exists, the verb does not."""
 
-    def __init__(self, method: str, path: str) -> None:
-        super().__init__(
-            f"{path} does not take {method}.", remedy="GET /openapi.json lists what it takes."
-        )
+    def __init__(self, method: str, path: str, allowed: Sequence[str]) -> None:
+        takes = ", ".join(allowed)
+        super().__init__(f"{path[:200]} does not take {method}.", remedy=f"It takes {takes}.")
+        self.allow = takes
 
 
 class UnknownModel(Refusal):
@@ -122,7 +133,7 @@ class WrongModel(Refusal):
     def __init__(
         self, name: str, made_for: str, model: str, kind: str = "edit", param: str = "edits"
     ) -> None:
-        anew = {"edit": "register the fact", "steering": "put the preset", "vector": "learn it"}
+        anew = {"edit": "register or import it", "steering": "put the preset", "vector": "learn it"}
         super().__init__(
             f"{name} was made for {made_for}, not for {model}.",
             remedy=f"Use model={made_for!r}, or {anew.get(kind, 'make it')} for {model}.",
@@ -284,6 +295,16 @@ class StrangeHost(Refusal):
         super().__init__(
             f"This service runs without keys and does not answer to the name {host!r}.",
             remedy="Call it as 127.0.0.1 or localhost, or add the name to server.allowed_hosts.",
+        )
+
+
+class StrangeOrigin(Refusal):
+    """A page of another site asks a keyless service to change something."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            f"This service runs without keys and takes nothing from pages of {origin[:200]!r}.",
+            remedy="Call it from a program, or add the page's origin to server.allowed_origins.",
         )
 
 

@@ -1,11 +1,12 @@
 """Refusal -> HTTP: one table of status codes, two shapes. Nothing else knows both worlds."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import editors.errors as of_editors
@@ -79,6 +80,7 @@ STATUS: dict[type[Refusal], int] = {
     of_service.ScopeMissing: 403,
     of_service.ShuttingDown: 503,
     of_service.StrangeHost: 421,
+    of_service.StrangeOrigin: 403,
     of_service.UnknownModel: 404,
     of_service.WrongModel: 409,
     of_service.WrongModality: 409,
@@ -165,6 +167,8 @@ def _headers(refusal: Refusal, status: int) -> Mapping[str, str]:
     headers = {}
     if (wait := getattr(refusal, "retry_after", None)) is not None:
         headers["Retry-After"] = str(max(1, round(wait)))
+    if isinstance(refusal, of_service.MethodNotAllowed):
+        headers["Allow"] = refusal.allow
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return headers
@@ -241,11 +245,17 @@ def _of_http(error: HTTPException, request: Request) -> Refusal:
         return unread
     known: dict[int, Refusal] = {
         404: of_service.NotFound(request.url.path, TO_CALL),
-        405: of_service.MethodNotAllowed(request.method, request.url.path),
+        405: of_service.MethodNotAllowed(request.method, request.url.path, _verbs(request)),
     }
     if error.status_code in known:
         return known[error.status_code]
-    return of_service.BadRequest(str(error.detail), remedy="Read GET /docs.")
+    return of_service.BadRequest(str(error.detail), remedy="GET /openapi.json tells what there is.")
+
+
+def _verbs(request: Request) -> list[str]:
+    """What the path takes, over all routes that it has."""
+    fitting = [r for r in request.app.state.routes if r.path_regex.match(request.url.path)]
+    return sorted({verb for route in fitting for verb in route.methods})
 
 
 def _unread(cause: BaseException) -> Refusal | None:
@@ -263,14 +273,15 @@ def _unread(cause: BaseException) -> Refusal | None:
     return of_service.UnreadableBody(problem)
 
 
-def install(app: FastAPI, paths: Iterable[str]) -> None:
+def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
     """Make the application answer refusals, and what the framework refuses, in our shapes.
 
     Args:
         app: The application.
-        paths: What it has under /v1: what else is called there is meant for OpenAI.
+        routes: All that it has; what else is called under /v1 is meant for OpenAI.
     """
-    app.state.nouns = frozenset(map(_noun, paths))
+    app.state.routes = tuple(routes)
+    app.state.nouns = frozenset(_noun(route.path) for route in routes)
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, Refusal)  # noqa: S101 - registered for it

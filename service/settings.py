@@ -28,6 +28,8 @@ class Server(Section):
     """`auto`: no keys on loopback, keys anywhere else."""
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
     """Names that a keyless service answers to."""
+    allowed_origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s*]+$")], ...] = ()
+    """Web pages that may call the service from a browser (`https://notes.example`)."""
     gateways: Annotated[int, Ge(1), Le(64)] = 1
     """Gateway replicas on Ray. Quotas count per replica unless quotas.storage is shared."""
     drain_seconds: Annotated[float, Ge(0)] = 60.0

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from service import limits, limits_language, openai_language
 from service.api.answers import Bench, no_query, reply, stream, while_connected
+from service.api.strict import Strict
 from service.auth import Principal, needs
 from service.errors import NotOffered, WrongModality
 from service.fetching import pictures_of
@@ -19,7 +20,9 @@ from service.schema_language import ChatBody, CompletionBody, GenerationBody
 from service.schema_steering import Entry
 from service.workbench import Workbench
 
-router = APIRouter(prefix="/v1", tags=["language"], dependencies=[Depends(no_query)])
+router = APIRouter(
+    prefix="/v1", tags=["language"], dependencies=[Depends(no_query)], route_class=Strict
+)
 Caller = Annotated[Principal, Depends(needs("infer"))]
 
 

@@ -10,13 +10,16 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from service import limits, openai
 from service.api.answers import Bench, no_query, reply, stream, while_connected
+from service.api.strict import Strict
 from service.auth import Principal, needs, tell
 from service.errors import BadRequest, MoreThanOnePicture, NotOffered
 from service.resolving import Resolver, Wanted
 from service.schema import ImageBody
 from service.workbench import Composed, Drawn, HostEvent, ImageOrder, Workbench
 
-router = APIRouter(prefix="/v1/images", tags=["images"], dependencies=[Depends(no_query)])
+router = APIRouter(
+    prefix="/v1/images", tags=["images"], dependencies=[Depends(no_query)], route_class=Strict
+)
 Caller = Annotated[Principal, Depends(needs("infer"))]
 
 

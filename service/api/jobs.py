@@ -11,12 +11,13 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.api.answers import Bench, Page, listed, no_query, reply, stream
+from service.api.strict import Strict
 from service.auth import Principal, needs
 from service.openai import DONE, event
 from service.registry.records import Job
 from service.workbench import Workbench
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Strict)
 Reader = Annotated[Principal, Depends(needs("edits:read"))]
 Writer = Annotated[Principal, Depends(needs("edits:write"))]
 

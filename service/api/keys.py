@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
 from service.api.answers import Bench, Page, listed, no_query, reply
+from service.api.strict import Strict
 from service.auth import Principal, needs
-from service.errors import NotOffered
 from service.registry.records import ApiKey, AuditRow
 from service.schema import KeyBody
 
-router = APIRouter(prefix="/v1", tags=["keys"])
+router = APIRouter(prefix="/v1", tags=["keys"], route_class=Strict)
 Admin = Annotated[Principal, Depends(needs("keys:admin"))]
 Auditor = Annotated[Principal, Depends(needs("audit:read"))]
 EXACT = [Depends(no_query)]
@@ -23,8 +23,6 @@ EXACT = [Depends(no_query)]
 @router.post("/keys", status_code=201, dependencies=EXACT)
 async def create_key(request: Request, body: KeyBody, bench: Bench, caller: Admin) -> JSONResponse:
     """A new key of the caller's tenant; its secret is in this answer and nowhere else."""
-    if "idempotency-key" in request.headers:
-        raise NotOffered("Idempotency-Key", "a kept answer would keep the key's secret.")
     expires = time.time() + 86400 * body.days if body.days else None
     secret, key = await asyncio.to_thread(
         bench.registry.keys.create,

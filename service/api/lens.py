@@ -11,12 +11,15 @@ from service import lens as seen
 from service import limits, openai
 from service.api.answers import Bench, no_query, reply, stream, while_connected
 from service.api.images import Caller, address_of, counted, wanted_by, wants_png
+from service.api.strict import Strict
 from service.auth import tell
 from service.resolving import Wanted
 from service.schema import LensBody
 from service.workbench import Composed, Drawn, LensOrder, Workbench
 
-router = APIRouter(prefix="/v1/images", tags=["images"], dependencies=[Depends(no_query)])
+router = APIRouter(
+    prefix="/v1/images", tags=["images"], dependencies=[Depends(no_query)], route_class=Strict
+)
 
 
 @router.post("/lens")

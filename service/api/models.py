@@ -9,13 +9,16 @@ from fastapi.responses import JSONResponse
 
 from models.errors import Refusal
 from service.api.answers import Bench, no_query, reply
+from service.api.strict import Strict
 from service.auth import Principal, needs
 from service.orders import SteeringOrder
 from service.registry.records import Variant
 from service.resolving import Resolver
 from service.workbench import Workbench
 
-router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(no_query)])
+router = APIRouter(
+    prefix="/v1/models", tags=["models"], dependencies=[Depends(no_query)], route_class=Strict
+)
 Caller = Annotated[Principal, Depends(needs("infer"))]
 
 

@@ -3,12 +3,12 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 
+from service.api.strict import READING, Handler, Strict
 from service.errors import BadRequest
 from service.workbench import Workbench
 
@@ -16,34 +16,27 @@ _LONGEST_KEY = 255
 _KEPT_HEADERS = ("content-type", "location", "etag", "retry-after")
 
 
-class Once(APIRoute):
+class Once(Strict):
     """A route that honours the header: the first answer is kept a day and given again.
 
     Only answers below 400 are kept: after a refusal the mended request may use the same key.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The route's handler, run at most once per tenant and key."""
-        plain = super().get_route_handler()
-
-        async def once(request: Request) -> Response:
-            key = request.headers.get("idempotency-key")
-            if key is None or request.method in ("GET", "HEAD"):
-                return await plain(request)
-            if not 0 < len(key) <= _LONGEST_KEY:
-                raise BadRequest(
-                    "The Idempotency-Key is empty or too long.",
-                    remedy=f"Use 1 to {_LONGEST_KEY} characters, such as a UUID.",
-                    param="Idempotency-Key",
-                )
-            return await _first_or_again(request, key, plain)
-
-        return once
+    async def serve(self, request: Request, plain: Handler) -> Response:
+        """The first answer of this tenant and key, or the answer."""
+        key = request.headers.get("idempotency-key")
+        if key is None or request.method in READING:
+            return await plain(request)
+        if not 0 < len(key) <= _LONGEST_KEY:
+            raise BadRequest(
+                "The Idempotency-Key is empty or too long.",
+                remedy=f"Use 1 to {_LONGEST_KEY} characters, such as a UUID.",
+                param="Idempotency-Key",
+            )
+        return await _first_or_again(request, key, plain)
 
 
-async def _first_or_again(
-    request: Request, key: str, plain: Callable[[Request], Coroutine[Any, Any, Response]]
-) -> Response:
+async def _first_or_again(request: Request, key: str, plain: Handler) -> Response:
     bench: Workbench = request.app.state.workbench
     tenant = (await bench.doorman.admit(request)).tenant
     kept = bench.registry.idempotency
@@ -65,7 +58,8 @@ async def _fingerprint(request: Request) -> str:
         # Each sending draws a new boundary: it is no part of what was sent.
         boundary = request.headers["content-type"].partition("boundary=")[2].strip('"').encode()
         body = body.replace(boundary, b"") if boundary else body
-    told = f"{request.method} {request.url.path} {request.headers.get('if-match', '')}\n"
+    conditions = [request.headers.get(name, "") for name in ("if-match", "if-none-match")]
+    told = f"{request.method} {request.url.path} {' '.join(conditions).strip()}\n"
     return hashlib.sha256(told.encode() + body).hexdigest()
 
 

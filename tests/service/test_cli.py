@@ -203,6 +203,8 @@ def test_the_registry_is_swept_and_verified(done, bench):
         ["edit", "add", "x"],
         ["edit", "promote", "x", "one"],
         ["edit", "import", "x", "no-such-file"],
+        ["edit", "export", "nobody", "1", "-o", "/no/such/folder/x"],
+        ["edit", "export", "nobody", "1", "-o", "/"],
         ["edit", "show"],
         ["image"],
         ["image", "a cup", "-n", "11"],
