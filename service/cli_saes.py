@@ -80,7 +80,8 @@ def sae_features(  # noqa: PLR0913, PLR0917 - one argument per option
                 found = tiller.saes.features(name, **asked, **more)
             rows.append([(name, one) for one in found["data"]])
             if found["search"] is not None:
-                out.print(f"{name}: {_coverage(found['search'])}", highlight=False)
+                line = f"{name}: {_coverage(found['search'])}"
+                out.print(line, highlight=False, markup=False)
     if not any(rows):
         err.print(_nothing(names, concept), highlight=False)
         return
@@ -207,7 +208,9 @@ def _of_feature(one: dict[str, Any]) -> tuple[str, str, str]:
 
 def _coverage(search: dict[str, Any]) -> str:
     known = ("candidates", "scored", "kept")
-    return ", ".join(f"{search[key]} {key}" for key in known if key in search)
+    return search.get("reason") or ", ".join(
+        f"{search[key]} {key}" for key in known if key in search
+    )
 
 
 # --- vectors -------------------------------------------------------------------------------------
@@ -343,7 +346,9 @@ def one_entry(entries: list[dict[str, Any]]) -> dict[str, Any]:
         for key, value in entry.items():
             kept[key] = [*kept[key], *value] if key in kept else value
     if not kept:
-        raise typer.BadParameter("Say where to steer, --steer or --vector; or name a plan, --source and --target.")
+        raise typer.BadParameter(
+            "Say where to steer, --steer or --vector; or name a plan, --source and --target."
+        )
     return kept
 
 

@@ -236,7 +236,9 @@ class Study:
             for feature, place in index.find(token):
                 best[feature] = min(place, best.get(feature, place))
         order = sorted(best, key=lambda f: (best[f], f))
-        told = {"tokens": [{"id": i, "token": self._spell(i)} for i in ids]}
+        told: dict[str, Any] = {"tokens": [{"id": i, "token": self._spell(i)} for i in ids]}
+        if not ids:
+            told["reason"] = f"no token of {self.hosted.name} is {text!r}; search by `concept`"
         return order, told
 
     def _tokens(self, text: str) -> list[int]:

@@ -239,7 +239,7 @@ class NoActivations(Refusal):
     def __init__(self, sae: str, feature: int) -> None:
         super().__init__(
             f"The largest activation of feature {feature} of {sae} is not known.",
-            remedy="Compute its input score first, or use mode amp.",
+            remedy="POST /v1/saes/{id}/snippets reads texts for it; or use mode amp.",
             param="mode",
         )
 

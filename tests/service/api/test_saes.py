@@ -142,7 +142,9 @@ def test_features_are_found_by_a_token_that_they_promote(http):
             t["id"] for t in ok(http.get(f"/v1/saes/{SAE}/features/{one['feature']}"))["promotes"]
         }
         assert ids & {t["id"] for t in page["search"]["tokens"]}
-    assert found(http, **{"token": "several tokens at once"})["data"] == []
+    nothing = found(http, **{"token": "several tokens at once"})
+    assert nothing["data"] == nothing["search"]["tokens"] == []
+    assert "is 'several tokens at once'" in nothing["search"]["reason"]
 
 
 def test_a_concept_gives_what_steering_would_choose_from(http):
