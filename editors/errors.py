@@ -51,7 +51,7 @@ class NoPull(Refusal):
     def __init__(self, share: float) -> None:
         super().__init__(
             f"The fit moved the value by only {share:.3f} of its norm and missed the target.",
-            remedy="Try another layer or another wording of the target.",
+            remedy="Try a higher rate or more steps, another layer, or another wording of the target.",
             param="target",
         )
 
@@ -60,7 +60,11 @@ class NotFinite(Refusal):
     """Loss, key or moment is not a finite number."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what} is not finite.", remedy="Lower the rate or host in float32.")
+        super().__init__(
+            f"{what} is not finite.",
+            remedy="Lower the rate or host in float32.",
+            param="options.rate",
+        )
 
 
 class BadMoment(Refusal):

@@ -74,7 +74,7 @@ class WrongBase(Refusal):
     def __init__(self, edit: str, made_for: str, model: str, has: str) -> None:
         super().__init__(
             f"{edit} was made for weights {made_for[:16]}, but {model} has {has[:16]}.",
-            remedy=f"Fit it again on {model}.",
+            remedy=f"Fit or make it again on {model}.",
             param="edits",
         )
 

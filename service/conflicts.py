@@ -16,7 +16,12 @@ from editors.delta import Delta
 from editors.neighbours import spoken
 from service.errors import FactConflict, NotReplaceable
 from service.registry import Registry
-from service.registry.errors import NoReadyVersion, VersionBlocked, VersionRetired
+from service.registry.errors import (
+    OF_REFERENCES,
+    NoReadyVersion,
+    VersionBlocked,
+    VersionRetired,
+)
 from service.registry.grammar import parse_reference
 
 _PAGE = 200
@@ -117,7 +122,10 @@ def replaced(registry: Registry, tenant: str, texts: Sequence[str]) -> list[str]
         BadReference, NotReplaceable: Not the name of an edit.
         UnknownEdit, UnknownVersion, UnknownAlias: The tenant has no such thing.
     """
-    return [_replaced(registry, tenant, text) for text in texts]
+    try:
+        return [_replaced(registry, tenant, text) for text in texts]
+    except OF_REFERENCES as refusal:
+        raise refusal.at("edit", "replaces") from None
 
 
 def _replaced(registry: Registry, tenant: str, text: str) -> str:

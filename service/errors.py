@@ -251,9 +251,11 @@ class UnknownMethod(Refusal):
     """No editor of this kind is installed."""
 
     def __init__(self, method: str, known: str) -> None:
-        super().__init__(
-            f"There is no method {method!r}.", remedy=f"Use one of: {known}.", param="method"
-        )
+        problem, remedy = f"There is no method {method!r}.", f"Use one of: {known}."
+        if method == "lora":
+            problem = "A LoRA is not fitted here, it is imported."
+            remedy = f"POST /v1/edits/import takes a PEFT adapter as zip; to fit, use: {known}."
+        super().__init__(problem, remedy=remedy, param="method")
 
 
 class KeyNeeded(Refusal):

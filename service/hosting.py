@@ -30,7 +30,7 @@ from engines.errors import Draining
 from engines.request import Cancelled, Failed, Finished, ImageRequest, Step
 from engines.store import DigestStore
 from engines.sweep import Sweep
-from models.errors import MethodNotApplicable
+from models.errors import MethodNotApplicable, Refusal
 from models.family import Lens, TextToImage
 from models.fingerprint import folder_digest
 from models.hosted import HostedModel
@@ -251,8 +251,13 @@ class ImageHost(WritesNothing):
             raise MethodNotApplicable(payload["method"], self.hosted.family.title, reason)
         fact = fact_of(payload)
         for tower in self.hosted.text_towers.values():
-            for phrasing in (fact.spoken, *fact.phrasings):
-                await asyncio.to_thread(last_subject_token, tower, phrasing)
+            await asyncio.to_thread(last_subject_token, tower, fact.spoken)
+            for i, phrasing in enumerate(fact.phrasings):
+                try:
+                    await asyncio.to_thread(last_subject_token, tower, phrasing)
+                except Refusal as refusal:
+                    refusal.param = f"phrasings[{i}].{refusal.param}"
+                    raise
         # An editor may know, before a job is made, what no fit of its own could write.
         check = getattr(method_of(payload, self.hosted), "check", None)
         if check is not None:

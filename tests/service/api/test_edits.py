@@ -64,11 +64,20 @@ def test_prefer_wait_answers_when_the_version_is_there(http):
         ({"sujbect": "king"}, 422, "unknown_key", "sujbect"),
         ({"options": {"stepz": 3}}, 422, "unknown_key", "options.stepz"),
         ({"options": {"steps": 0}}, 422, "bad_request", "options.steps"),
+        ({"options": {"rate": 0}}, 422, "bad_request", "options.rate"),
         ({"options": {"steps": 10**6}}, 422, "bad_request", "options.steps"),
         ({"method": "magic"}, 422, "unknown_method", "method"),
         ({"model": "other"}, 404, "unknown_model", "model"),
         ({"name": "Big Name"}, 422, "bad_request", "name"),
         ({"subject": "queen"}, 422, "subject_not_found", "subject"),
+        (
+            {"phrasings": [{"prompt": "a king", "subject": "queen"}]},
+            422,
+            "subject_not_found",
+            "phrasings[0].subject",
+        ),
+        ({"method": "lora"}, 422, "unknown_method", "method"),
+        ({"replaces": ["nobody"]}, 404, "unknown_edit", "replaces"),
         ({"target": None}, 422, "bad_request", "target"),
         ({"target": "the king of the sea"}, 422, "empty_target", "target"),
         ({"target_images": ["bm9w"]}, 422, "not_an_image", "target_images[0]"),
@@ -79,6 +88,7 @@ def test_a_fact_that_cannot_be_written_makes_no_job(http, changes, status, code,
     before = len(http.get("/v1/jobs?limit=1000").json()["data"])
     told = problem(http.post("/v1/edits", json=fact("never", **changes)), status)
     assert (told["code"], told["param"]) == (code, param)
+    assert "Input should" not in told["detail"]
     assert len(http.get("/v1/jobs?limit=1000").json()["data"]) == before
 
 
