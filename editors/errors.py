@@ -51,7 +51,7 @@ class NoPull(Refusal):
     def __init__(self, share: float) -> None:
         super().__init__(
             f"The fit moved the value by only {share:.3f} of its norm and missed the target.",
-            remedy="Try a higher rate or more steps, another layer, or another wording of the target.",
+            remedy="Try a higher rate, more steps, another layer or another wording of the target.",
             param="target",
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
+from fastapi.routing import APIRoute
 from limits import RateLimitItemPerMinute
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.storage import storage_from_string
@@ -100,7 +101,14 @@ def needs(scope: str) -> Callable[[Request], Coroutine[Any, Any, Principal]]:
         request.state.tenant, request.state.caller = principal.tenant, principal.name
         return principal
 
+    caller.__dict__["scope"] = scope
     return caller
+
+
+def scope_of(route: APIRoute) -> str | None:
+    """The scope that a route needs; None where anybody may call it."""
+    needed = [getattr(part.call, "scope", None) for part in route.dependant.dependencies]
+    return next((scope for scope in needed if scope), None)
 
 
 def tell(request: Request, headers: dict[str, str]) -> None:

@@ -24,10 +24,9 @@ from editors.progress import Progress
 from models.errors import Refusal
 from models.hosted import HostedModel
 from models.progress import FOUND_BEFORE
-from service import limits
+from service import limits, phrases
 from service.errors import BadRequest, Crashed, UnknownKey, UnknownMethod
 from service.lineage import descended, newest
-from service.phrases import said
 from service.pictures_in import picture_bytes
 from service.problems import problem_of
 from service.processes import is_gone, worker_name
@@ -82,7 +81,7 @@ def checked_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if first["type"] == "extra_forbidden":
             raise UnknownKey(path) from None
         raise BadRequest(
-            f"{path}: {said(first)}.",
+            f"{path}: {phrases.said(first)}.",
             remedy=f"docs/methods/{method}.md tells each option's range.",
             param=path,
         ) from None

@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 
 from service.api.once import Once
 from service.api.strict import READING
+from service.auth import scope_of
 from service.problems import OPENAI_PATHS
 
 Json = dict[str, Any]
@@ -97,8 +98,8 @@ def _told(app: FastAPI, routes: Sequence[APIRoute]) -> Json:
 
 
 def _complete(operation: Json, verb: str, path: str, route: APIRoute) -> None:
-    if "{name}.png" not in path:  # its name is the secret
-        operation["security"] = [{"key": []}, {}]
+    if scope := scope_of(route):  # the name of a picture's file is its secret
+        operation["security"] = [{"key": [scope]}, {}]
     if isinstance(route, Once) and verb.upper() not in READING:
         operation.setdefault("parameters", []).append(_ONCE)
     body = _body(path)

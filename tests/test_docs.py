@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 
 import httpx2
@@ -18,7 +19,9 @@ import typer
 import service.api
 from editors.known import EDITORS
 from models.errors import Refusal
+from service.auth import scope_of
 from service.cli import app as cli
+from service.schema import SCOPES
 from service.settings import Section, Settings
 from steerers.known import STEERERS
 
@@ -73,12 +76,16 @@ def test_every_setting_is_explained(key):
     assert f"`{key.rpartition('.')[2]}`" in page or f"`{key}`" in page
 
 
-def endpoints():
+def routes_of_the_api():
     for module in pkgutil.iter_modules(service.api.__path__, "service.api."):
         router = getattr(importlib.import_module(module.name), "router", None)
-        for route in router.routes if router else ():
-            for verb in sorted(route.methods - {"HEAD"}):
-                yield verb, route.path
+        yield from router.routes if router else ()
+
+
+def endpoints():
+    for route in routes_of_the_api():
+        for verb in sorted(route.methods - {"HEAD"}):
+            yield verb, route.path
 
 
 @pytest.mark.parametrize(("verb", "path"), sorted(set(endpoints())))
@@ -92,6 +99,25 @@ def test_every_endpoint_is_explained(verb, path):
         for p in re.findall(r"/[\w/{}.-]*", line)
     ]
     assert (verb, plain) in told
+
+
+def told_scopes():
+    """(verb, pattern of a path) -> the scope, as api.md's table has them."""
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    rows = page.partition("| scope | opens |")[2].strip().split("\n\n")[0].splitlines()[1:]
+    for row in rows:
+        scope, calls = row.strip("| ").split(" | ")
+        for verb, pattern in re.findall(r"`([A-Z]+) ([^`]+)`", calls):
+            yield verb, pattern, scope.strip("`") if scope.startswith("`") else None
+
+
+def test_every_endpoints_scope_is_told():
+    told = sorted(told_scopes(), key=lambda row: len(row[1]))
+    assert {scope for *_, scope in told} == {*SCOPES, None}
+    for route in routes_of_the_api():
+        for verb in route.methods - {"HEAD"}:
+            *_, (_, _, scope) = (t for t in told if t[0] == verb and fnmatch(route.path, t[1]))
+            assert scope == scope_of(route), (verb, route.path)
 
 
 def method_settings():

@@ -47,6 +47,8 @@ def test_every_call_tells_keys_refusals_and_the_requests_id(told):
             assert {"422", "4XX", "5XX"} <= set(operation["responses"])
             assert all("X-Request-Id" in r["headers"] for r in operation["responses"].values())
             assert ("security" in operation) is ("{name}.png" not in path)
+    key = told["paths"]["/v1/keys"]["post"]["security"]
+    assert key == [{"key": ["keys:admin"]}, {}]
 
 
 def test_headers_are_told_where_they_are_honoured(told):
