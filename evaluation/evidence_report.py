@@ -71,6 +71,7 @@ def _variable(told: Told) -> list[str]:
         for cell in told["cells"]
     ]
     lines += _table(("layer", "position", "features", f"{told['metric']} by set", "mean"), rows)
+    lines += _fewer(told)
     for name, others in told["indistinct"].items():
         lines += ["", f"**{name}** cannot tell the variable from {', '.join(others)}."]
     if left_out := told.get("left_out", {}):
@@ -79,6 +80,18 @@ def _variable(told: Told) -> list[str]:
         lines += ["", f"**Nothing is saved**: {why['problem']} {why['remedy']}"]
     nothing = told["control"].get("no_op", {})
     return [*lines, "", f"Doing nothing: {', '.join(f'{k} {_n(v)}' for k, v in nothing.items())}."]
+
+
+def _fewer(told: Told) -> list[str]:
+    """Where the rows have fewer directions than were asked for, how many they have."""
+    asked = told["settings"]["featurizer"]
+    if asked["kind"] not in ("pca", "svd") or asked["n"] is None:
+        return []
+    has = [c["features"] / len(c["units"]) for c in told["cells"] if c["features"] is not None]
+    if min(has, default=asked["n"]) >= asked["n"]:
+        return []
+    said = f"{asked['n']} directions were asked for; the rows have {_n(min(has))} of a unit."
+    return ["", said]
 
 
 def _gates(told: Told) -> list[str]:

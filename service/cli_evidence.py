@@ -399,6 +399,9 @@ def _show(tiller: Tiller, found: dict[str, Any], output: Path | None) -> None:
     out.print(name, highlight=False)
     if (kept := found.get("vector")) is not None:
         out.print(f"[green]✓[/] {kept['name']}@{kept['version']}", highlight=False)
+        if (warning := kept.get("warning")) is not None:
+            told = f"{warning} It can be used by its number; no alias was moved to it."
+            out.print(f"[yellow]{told}[/]", highlight=False, soft_wrap=True)
     if output is None:
         return
     output.mkdir(parents=True, exist_ok=True)

@@ -40,8 +40,9 @@ def test_a_variable_advice_and_a_gate_are_printed(url):
     rows = ("--task", "mcqa", "-n", "6")
     told = run(url, "variable", "answer", *rows, "--featurizer", "full", "-p", "layers=[4]")
     assert "iia by set" in told
-    kept = ("--featurizer", "pca", "-p", "layers=[4]", "--save", "leading@live")
-    assert "leading@1" in run(url, "variable", "answer", *rows, *kept)
+    kept = ("--featurizer", "full", "-p", "layers=[4]", "--save", "leading@live", "--toward", " B")
+    told = run(url, "variable", "answer", "--task", "mcqa", "-n", "12", *kept)
+    assert "leading@1" in told and "doing nothing" not in told
     with Tiller(url) as tiller:
         assert tiller.vectors.show("leading")["aliases"][0]["alias"] == "live"
     assert "Recommended by `last`" in run(
@@ -51,6 +52,18 @@ def test_a_variable_advice_and_a_gate_are_printed(url):
         sae = next(one["id"] for one in tiller.saes.list() if one["site"] == "lm.block.4")
     told = run(url, "gate", sae, "5", "--variable", "answer", *rows, "-p", "draws=1")
     assert "inconclusive" in told
+
+
+def test_lists_are_read_in_80_columns(url):
+    run(url, "circuit", "--task", "ioi", "--method", "eap", "-n", "8")
+    narrow = {"COLUMNS": "80"}
+    for words in (["list", "--kind", "circuit", "--model", MODEL], ["datasets"]):
+        done = CliRunner().invoke(app, [*words, "--url", url], env=narrow)
+        assert done.exit_code == 0 and max(map(len, done.output.splitlines())) <= 80
+        assert re.search(r"(evaluation|dataset)-[0-9a-f]{20}", done.output), done.output
+    listed = CliRunner().invoke(app, ["list", "--kind", "circuit", "--url", url], env=narrow)
+    assert f"circuit of {MODEL}, ioi" in listed.output and "cmd 0." in listed.output
+    assert "causal_variable" not in listed.output
 
 
 def test_what_is_missing_is_wrong_usage(url):

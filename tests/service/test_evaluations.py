@@ -225,10 +225,50 @@ def test_what_cannot_be_saved_is_refused_before_it_runs(tiller, letters, changes
     assert code(lambda: tiller.evaluations.start("causal_variable", **ask)) == told
 
 
+LEADING = {
+    "variable": "answer",
+    "units": [{"layer": 0, "position": "last_token"}],
+    "featurizer": {"kind": "pca", "n": 180},
+    "controls": ["no_op"],
+}
+
+
+def test_a_study_is_kept_where_nothing_can_be_saved_and_says_why(tiller, letters):
+    params = {**LEADING, "save": {"name": "beyond", "index": 170}}
+    told = found(tiller, "causal_variable", dataset=letters["id"], params=params)
+    assert "vector" not in told and "no direction 170" in told["unsaved"]["problem"]
+    assert told["unsaved"]["remedy"] and told["report"]["cells"][0]["value"] is not None
+    assert tiller.evaluations.show(told["evaluation"])["unsaved"] == told["unsaved"]
+    page = tiller.evaluations.artifact(told["evaluation"], "report.md").decode()
+    has = told["report"]["cells"][0]["features"]
+    assert f"180 directions were asked for; the rows have {has}" in page and has < 170
+    assert "**Nothing is saved**" in page
+    assert "beyond" not in [one["name"] for one in tiller.vectors.list()]
+    job = tiller.jobs.show(tiller.evaluations.show(told["evaluation"])["job"])
+    assert any("nothing is saved" in line for line in job["log"])
+
+
+def test_what_does_no_better_than_nothing_gets_no_alias_unasked(tiller, letters):
+    save = {"name": "idle", "alias": "live"}
+    params = {**LEADING, "featurizer": {"kind": "pca", "n": 1}, "save": save}
+    told = found(tiller, "causal_variable", dataset=letters["id"], params=params)
+    saved = told["vector"]
+    assert saved["alias"] is None and saved["status"] == "failed_checks"
+    assert "doing nothing scores" in saved["warning"]
+    shown = tiller.vectors.show("idle", saved["version"])
+    assert shown["report"]["warning"] == saved["warning"]
+    assert shown["report"]["iia"] <= shown["report"]["no_op"]
+    assert code(lambda: tiller.vectors.promote("idle", 1)) == "checks_failed"
+    job = tiller.jobs.show(tiller.evaluations.show(told["evaluation"])["job"])
+    assert any("doing nothing scores" in line for line in job["log"])
+
+
 def test_a_name_of_another_kind_is_not_saved_over(tiller, names):
     params = {"variable": "output_token", "save": {"name": names["id"]}}
     ask = {"model": MODEL, "dataset": names["id"], "params": params}
-    assert code(lambda: tiller.evaluations.start("causal_variable", **ask)) == "kind_differs"
+    with pytest.raises(TillerError) as refused:
+        tiller.evaluations.start("causal_variable", **ask)
+    assert (refused.value.code, refused.value.param) == ("kind_differs", "params.save.name")
 
 
 def test_advice_names_layers(tiller, names):

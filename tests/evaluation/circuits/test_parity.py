@@ -294,6 +294,10 @@ def test_what_changes_nothing_in_the_model_is_refused(anatomies, pairs, drain):
     folded = Circuit(method="information-flow-routes", parity=("folded-weights",))
     with pytest.raises(BadCircuit, match="neither"):
         drain(study(anatomies["llama"].hosted, rows, folded))
+    everything = Circuit(method="information-flow-routes", parity=True, held_out=0, margin=0)
+    assert "folded-weights" in everything.quirks
+    found = drain(study(anatomies["llama"].hosted, rows, everything))
+    assert found.as_dict()["parity"] == ["prune"]
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,10 @@ def test_an_sae_s_features_are_swapped_and_chosen(miniature_lm, letters):
     found = drained(study(miniature_lm, letters, asked, dictionaries={"mine": sae}))
     (only,) = found.found.cells
     assert only.layer == 4 and 0 < only.features < sae.features
+    assert only.as_dict()["saes"] == [sae.id]
+    both = replace(asked, featurizer=Featurizing(kind="sae", saes=("mine", "other")))
+    with pytest.raises(BadStudy, match="both read"):
+        drained(study(miniature_lm, letters, both, dictionaries={"mine": sae, "other": sae}))
     assert only.value > found.controls["random_features"].cells[0].value + 0.3
     named = replace(asked, featurizer=Featurizing(kind="sae", saes=("mine",), features=(0, 1)))
     (two,) = drained(study(miniature_lm, letters, named, dictionaries={"mine": sae})).found.cells
