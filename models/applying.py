@@ -8,6 +8,7 @@ graphs (Python hooks run only while traced), and detours while decoding from a c
 the prefill).
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ from models.plan import (
     Moves,
     Plan,
     Shifts,
+    Spots,
     WriteBack,
     detour_place,
 )
@@ -301,6 +303,8 @@ def _move(run: Run, site: str, stream: Tensor) -> Tensor:
         if shifts := run.plan.shifts.get(site):
             stream = add_shifts(stream, shifts)
             run.count_each(shifts.rows, site, stream.shape[1])
+        if spots := run.plan.spots.get(site):
+            stream = _add_spots(run, site, stream, spots)
         for moves in run.plan.moves.get(site, ()):
             stream = _move_alike(run, site, moves, stream)
     return stream
@@ -311,6 +315,20 @@ def add_shifts(
 ) -> Float[Tensor, "rows tokens d"]:
     """Each carrying row's vector added to all its tokens; other rows are copied."""
     return _added(stream, shifts, shifts.vector.to(stream.dtype)[:, None])
+
+
+def _add_spots(
+    run: Run, site: str, stream: Float[Tensor, "rows tokens d"], spots: Spots
+) -> Float[Tensor, "rows tokens d"]:
+    """Each place's vector added; places behind the end are left out and not counted."""
+    (rows, columns), vector, tokens = spots.at, spots.vector, stream.shape[1]
+    for row, of in zip(spots.rows, spots.columns, strict=True):
+        run.count(row, site, bisect_left(of, tokens))
+    if spots.length > tokens:
+        inside = columns < tokens
+        rows, columns, vector = rows[inside], columns[inside], vector[inside]
+    changed = stream[rows, columns] + vector.to(stream.dtype)
+    return stream.index_put((rows, columns), changed)
 
 
 def _move_alike(run: Run, site: str, moves: Moves, stream: Tensor) -> Tensor:

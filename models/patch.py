@@ -8,9 +8,9 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ Positions = (
 `last` is the last token of the prompt, `last_and_generated` that one and every one behind it."""
 
 _FORMS_KEPT = 64
+_Verb = TypeVar("_Verb", bound="Verb")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -347,7 +348,15 @@ def _placed(operation: Operation, positions: Positions | None) -> Operation | No
     """The operation at these positions; the same one if they are its own."""
     if isinstance(operation, LowRank | Exit) or positions == operation.positions:
         return operation
-    return None if positions is None else replace(operation, positions=positions)
+    return None if positions is None else _moved(operation, positions)
+
+
+def _moved(operation: _Verb, positions: Positions) -> _Verb:
+    """The same at other positions, which are known to be such: nothing is looked at again."""
+    moved = object.__new__(type(operation))
+    moved.__dict__.update({f.name: getattr(operation, f.name) for f in fields(operation)})
+    moved.__dict__["positions"] = positions
+    return moved
 
 
 def _inside(positions: Positions, forward: range, prompt_tokens: int) -> Sequence[int]:

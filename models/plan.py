@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,8 @@ from models.site import block
 
 Named = Mapping[str, tuple[int, ...]]
 """What the named positions (`visual`, `last`, ...) mean in one row."""
+Manner = Literal["whole", "spots", "moves"]
+"""How what a row carries at a stream is applied: by which table."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,28 @@ class Shifts(Carrying):
     vector: Float[Tensor, "carrying d"]
 
 
+@dataclass(frozen=True)
+class Spots:
+    """One vector per row that is added to some tokens of a stream.
+
+    Attributes:
+        rows: That carry one.
+        columns: Of each of them, ascending.
+        at: Row and column of every place.
+        vector: What is added at each place.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[tuple[int, ...], ...]
+    at: tuple[Int[Tensor, " places"], Int[Tensor, " places"]]
+    vector: Float[Tensor, "places d"]
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens of the shortest stream that has all places."""
+        return 1 + max(columns[-1] for columns in self.columns)
+
+
 MODES = ("none", "shift", "set", "min", "multiply")
 
 
@@ -100,6 +124,7 @@ class Plan:
         low_ranks: Tables by linear site.
         shifts: What is added to whole rows of a stream, by its site: rows that carry nothing else
             there.
+        spots: What is added to the same tokens of a stream by all that a row carries there.
         moves: All other shifts and clamps by stream site.
         exits: By tower.
         detours: By tower.
@@ -109,6 +134,7 @@ class Plan:
     size: int
     low_ranks: Mapping[str, tuple[LowRanks, ...]] = field(default_factory=dict)
     shifts: Mapping[str, Shifts] = field(default_factory=dict)
+    spots: Mapping[str, Spots] = field(default_factory=dict)
     moves: Mapping[str, tuple[Moves, ...]] = field(default_factory=dict)
     exits: Mapping[str, Exits] = field(default_factory=dict)
     detours: Mapping[str, tuple[WriteBack, ...]] = field(default_factory=dict)
@@ -123,6 +149,11 @@ class Plan:
             shifts={
                 site: _only_shifts(table, at)
                 for site, table in self.shifts.items()
+                if not at.keys().isdisjoint(table.rows)
+            },
+            spots={
+                site: _only_spots(table, at)
+                for site, table in self.spots.items()
                 if not at.keys().isdisjoint(table.rows)
             },
             moves=_each(self.moves, at, _only_moves),
@@ -157,6 +188,18 @@ def _only_shifts(table: Shifts, at: Mapping[int, int]) -> Shifts:
     return Shifts(rows, table.index.new_tensor(rows), table.vector[kept])
 
 
+def _only_spots(table: Spots, at: Mapping[int, int]) -> Spots:
+    rows, columns = table.at
+    kept = [i for i, row in enumerate(rows.tolist()) if row in at]
+    wanted, numbers = _kept(table.rows, at)
+    return Spots(
+        rows=numbers,
+        columns=tuple(table.columns[i] for i in wanted),
+        at=(rows.new_tensor([at[row] for row in rows[kept].tolist()]), columns[kept]),
+        vector=table.vector[kept],
+    )
+
+
 def _only_moves(table: Moves, at: Mapping[int, int]) -> Moves:
     kept, rows = _kept(table.rows, at)
     return Moves(
@@ -187,8 +230,8 @@ def pack(
         device: Where the tables live.
     """
     low_ranks, streams = _by_site(patches, LowRank), _by_site(patches, Shift, Clamp)
-    shifts, moves = _apart(streams, whole=True), _apart(streams, whole=False)
     named = [positions[row] if positions else {} for row in range(len(patches))]
+    shifts, spots, moves = (_apart(streams, named, m) for m in ("whole", "spots", "moves"))
     # Tables outlive this forward: made under inference mode they could not enter a fit's graph.
     with torch.inference_mode(False):
         low_rank_tables = {
@@ -196,12 +239,18 @@ def pack(
             for site, by in low_ranks.items()
         }
         shift_tables = {site: _shifts(by, device) for site, by in shifts.items()}
+        spot_tables = {site: _spots(by, named, device) for site, by in spots.items()}
         move_tables = {
             site: tuple(_moves(alike, width, named, device) for width, alike in _alike(by, len))
             for site, by in moves.items()
         }
     exits, detours = _exits(patches), _detours(patches, blocks, named)
     planned = {(row, s): 0 for of in (low_ranks, shifts) for s, by in of.items() for row in by}
+    for site, table in spot_tables.items():
+        planned |= {
+            (row, site): len(columns)
+            for row, columns in zip(table.rows, table.columns, strict=True)
+        }
     for site, table in ((site, table) for site, of in move_tables.items() for table in of):
         planned |= {
             (row, site): _total(of) for row, of in zip(table.rows, table.columns, strict=True)
@@ -217,6 +266,7 @@ def pack(
         size=len(patches),
         low_ranks=low_rank_tables,
         shifts=shift_tables,
+        spots=spot_tables,
         moves=move_tables,
         exits=exits,
         detours=detours,
@@ -244,30 +294,56 @@ def _by_site(patches: Sequence[Patch], *verbs: type[Any]) -> dict[str, dict[int,
 
 
 def _apart(
-    streams: Mapping[str, Mapping[int, list[Any]]], *, whole: bool
+    streams: Mapping[str, Mapping[int, list[Any]]], named: Sequence[Named], manner: Manner
 ) -> dict[str, dict[int, list[Any]]]:
-    """The rows that only shift all of a stream's tokens, or the other ones."""
+    """The rows whose operations at a site are applied in one manner."""
     apart = {
-        site: {row: of for row, of in by.items() if all(map(_whole, of)) == whole}
+        site: {row: of for row, of in by.items() if _manner(of, named[row]) == manner}
         for site, by in streams.items()
     }
     return {site: by for site, by in apart.items() if by}
 
 
-def _whole(operation: Shift | Clamp) -> bool:
-    return isinstance(operation, Shift) and operation.positions == "all"
+def _manner(operations: Sequence[Shift | Clamp], named: Named) -> Manner:
+    """Vectors for one and the same tokens are summed up beforehand."""
+    if not all(isinstance(o, Shift) for o in operations):
+        return "moves"
+    columns = {_columns(o.positions, named) for o in operations}
+    if columns == {None}:
+        return "whole"
+    return "moves" if len(columns) > 1 or () in columns else "spots"
+
+
+def _summed(operations: Sequence[Shift], device: str | torch.device) -> Tensor:
+    """A row's vectors are added up in digest order: its sum is the same in any company."""
+    first, *rest = (o.vector.to(device) for o in operations)
+    return sum(rest, first)
 
 
 def _shifts(by_row: Mapping[int, list[Shift]], device: str | torch.device) -> Shifts:
-    """A row's vectors are added up in digest order: its sum is the same in any company."""
-    sums = [
-        sum((o.vector.to(device) for o in of[1:]), of[0].vector.to(device))
-        for of in by_row.values()
-    ]
     return Shifts(
         rows=tuple(by_row),
         index=torch.tensor(list(by_row), device=device),
-        vector=torch.stack(sums),
+        vector=torch.stack([_summed(of, device) for of in by_row.values()]),
+    )
+
+
+def _spots(
+    by_row: Mapping[int, list[Shift]], named: Sequence[Named], device: str | torch.device
+) -> Spots:
+    columns = [_columns(of[0].positions, named[row]) or () for row, of in by_row.items()]
+    each = [len(of) for of in columns]
+    rows = [row for row, n in zip(by_row, each, strict=True) for _ in range(n)]
+    sums = torch.stack([_summed(of, device) for of in by_row.values()])
+    one_each = max(each) == 1
+    return Spots(
+        rows=tuple(by_row),
+        columns=tuple(columns),
+        at=(
+            torch.tensor(rows, device=device),
+            torch.tensor([column for of in columns for column in of], device=device),
+        ),
+        vector=sums if one_each else sums.repeat_interleave(torch.tensor(each).to(device), dim=0),
     )
 
 

@@ -40,10 +40,36 @@ def test_rows_of_unlike_rank_do_not_share_a_table():
 
 def test_a_shift_is_a_feature_whose_amount_is_one():
     shift = Shift(site="text.block.1", vector=torch.arange(3.0), positions=(0, 2))
-    (table,) = pack([Patch((shift,))], BLOCKS).moves["text.block.1"]
-    assert [MODES[kind] for kind in table.kind[0].tolist()] == ["shift", "none", "none", "none"]
-    assert table.decoder[0, 0].tolist() == [0.0, 1.0, 2.0]
-    assert table.columns == (((0, 2),),)
+    other = Shift(site="text.block.1", vector=torch.ones(3), positions=(1,))
+    patch = Patch((shift, other))
+    (table,) = pack([patch], BLOCKS).moves["text.block.1"]
+    assert [MODES[kind] for kind in table.kind[0].tolist()] == ["shift", "shift", "none", "none"]
+    assert {tuple(v.tolist()) for v in table.decoder[0, :2]} == {(0.0, 1.0, 2.0), (1.0, 1.0, 1.0)}
+    assert set(table.columns[0]) == {(0, 2), (1,)}
+
+
+def test_shifts_of_the_same_tokens_are_one_vector_a_place():
+    first, second, other = (
+        Shift(site="text.block.1", vector=vector, positions=positions)
+        for vector, positions in (
+            (torch.arange(3.0), (0, 2)),
+            (torch.ones(3), (0, 2)),
+            (torch.full((3,), 5.0), "last"),
+        )
+    )
+    patches = [Patch((first, second)), Patch(), Patch((other,))]
+    plan = pack(patches, BLOCKS, [{}, {}, {"last": (4,)}])
+    assert not plan.moves
+    assert not plan.shifts
+    spots = plan.spots["text.block.1"]
+    assert (spots.rows, spots.columns, spots.length) == ((0, 2), ((0, 2), (4,)), 5)
+    assert [at.tolist() for at in spots.at] == [[0, 0, 2], [0, 2, 4]]
+    assert spots.vector.tolist() == [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]
+    assert plan.planned == {(0, "text.block.1"): 2, (2, "text.block.1"): 1}
+    (kept,) = plan.ahead([2]).spots.values()
+    assert (kept.rows, kept.columns) == ((0,), ((4,),))
+    assert [at.tolist() for at in kept.at] == [[0], [4]]
+    assert kept.vector.tolist() == [[5.0, 5.0, 5.0]]
 
 
 def test_named_positions_are_the_rows_own():
