@@ -53,6 +53,8 @@ def test_a_variables_page_has_an_interval_for_each_place():
         "units": ["U"],
         "layer": 3,
         "place": "s2",
+        "saes": ["block-3-topk"],
+        "features": None,
         "values": {"a": 0.4},
         "refused": None,
         **GATE,
@@ -73,7 +75,8 @@ def test_a_variables_page_has_an_interval_for_each_place():
     text = page("causal_variable", told, {})
     assert "rows 10 of 11: 6 train and 4 are scored" in text
     assert "Best: U, iia 0.4 [0.3, 0.5]." in text
-    assert "| 3 | s2 | a 0.4 | 0.4 [0.3, 0.5] |" in text and "nothing chosen" in text
+    row = "| 3 | s2, block-3-topk | all | a 0.4 | 0.4 [0.3, 0.5] |"
+    assert row in text and "nothing chosen" in text
 
 
 def test_an_audits_page_tells_pairs_and_why_nothing_is_said():
