@@ -62,7 +62,8 @@ class Canonical(sa.types.TypeDecorator[Any]):
 class Whole(sa.types.TypeDecorator[int]):
     """A whole number; one that no column holds is told as the largest, so that nothing has it.
 
-    Paths, bodies and headers bring numbers of any size, and a database fails at those.
+    Paths, bodies and headers bring numbers of any size to be looked for, and a database fails at
+    those. What is written are the registry's own counts, which stay far below.
     """
 
     impl = sa.Integer
